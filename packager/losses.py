@@ -1,0 +1,55 @@
+"""What fitting and training minimise: pixel terms and a multi-scale structural term, never a reported network.
+
+LPIPS and SSIMULACRA2 are measured, so nothing here may look at them: descent on a perceptual network finds its holes
+(docs/metrics.md gives the numbers).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Rec. 601 luma of RGB; structure is judged on luma, colour by the pixel term.
+_LUMA = (0.299, 0.587, 0.114)
+# Wang et al. 2003 stabilisers (K1 = 0.01, K2 = 0.03) for a range of 2, our frames being in [-1, 1].
+_C1, _C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+
+
+def luma(frames: Tensor) -> Tensor:
+    """Return the luma [N, 1, H, W] of RGB frames [N, 3, H, W]."""
+    weights = torch.tensor(_LUMA, dtype=frames.dtype, device=frames.device).view(1, 3, 1, 1)
+    return (frames * weights).sum(dim=1, keepdim=True)
+
+
+def structural_similarity(a: Tensor, b: Tensor, window: int = 8, stride: int = 4) -> Tensor:
+    """Return the mean SSIM [N] of luma planes [N, 1, H, W] in [-1, 1] over uniform windows.
+
+    Wang et al. 2004 with a uniform 8x8 window at stride 4 (their first form, before the Gaussian), since average
+    pooling costs a tenth of a Gaussian filter on a CPU and its gradient is as useful.
+    """
+    planes = torch.cat([a, b, a * a, b * b, a * b], dim=1)  # [N, 5, H, W]
+    mean_a, mean_b, aa, bb, ab = functional.avg_pool2d(planes, window, stride).unbind(dim=1)
+    variance_a, variance_b, covariance = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
+    score = ((2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)) / (
+        (mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2)
+    )
+    return score.mean(dim=(1, 2))
+
+
+def frame_loss(output: Tensor, target: Tensor, structure_weight: float = 0.3, scales: int = 3) -> Tensor:
+    """Return the loss [N] of each frame: mean absolute error + structure_weight * (1 - SSIM), over `scales` octaves.
+
+    Args:
+        output, target: [N, 3, H, W] in [-1, 1].
+        structure_weight: weight of the structural term against the mean absolute error (range 2).
+        scales: number of dyadic scales, each with equal weight; coarse scales keep colour and layout, which a
+            full-resolution term alone leaves to chance early on.
+    """
+    loss = output.new_zeros(output.shape[0])
+    for scale in range(scales):
+        if scale:
+            output, target = functional.avg_pool2d(output, 2), functional.avg_pool2d(target, 2)
+        loss = loss + (output - target).abs().mean(dim=(1, 2, 3))
+        loss = loss + structure_weight * (1 - structural_similarity(luma(output), luma(target)))
+    return loss / scales
