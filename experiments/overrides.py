@@ -1,4 +1,4 @@
-"""Turn the short forms of the command line into Hydra overrides. Pure functions on strings; nothing is read but file names.
+"""Turn the short forms of the command line into Hydra overrides. Strings in, strings out.
 
     trace=lte            ->  trace.name=lte              (also abr=, video=; values may be names or paths)
     codec=prompt+h265    ->  codec=[prompt,h265]
@@ -24,12 +24,12 @@ _UNIT_BPS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _RATE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMgG]?)(?:bps|bit/s|b/s|bit)?")
 # What Hydra's grammar takes unquoted inside a value.
 _PLAIN = re.compile(r"[A-Za-z0-9_\-/.:%+@]+(?: +[A-Za-z0-9_\-/.:%+@]+)*")
-_HYDRA_VALUE = re.compile(r"[\[{'\"$]|(?:choice|range|interval|glob|sort|shuffle|tag|extend_list)\(|null$")
+_HYDRA_VALUE = re.compile(r"[\[{'\"$]|(?:choice|range|interval|glob|sort|shuffle|tag|extend_list)\(")
 _MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
 def parse_rate(text: str) -> float:
-    """Return the rate in bit/s that ``text`` names, such as ``500k``, ``1.5M``, ``1.5Mbps``, ``80 kbit/s`` or ``64000``.
+    """Return the rate in bit/s that ``text`` names, such as ``500k``, ``1.5M``, ``80 kbit/s`` or ``64000``.
 
     Raises:
         UsageError: not a number with one of these units, or not above zero.
@@ -65,6 +65,8 @@ def _rewrite(argument: str, *, multirun: bool) -> str:
         raise UsageError(f"{argument}: a value is missing after '='")
     if _HYDRA_VALUE.match(value):
         return argument if name not in SCALAR_SHORTHANDS or value[0] in "{$" else f"{SCALAR_SHORTHANDS[name]}={value}"
+    if value == "null" and name in RATE_KEYS:
+        return f"{prefix}trace.rate_bps=null"
     if name == "codec":
         return f"{prefix}codec={_codec_value(value, multirun=multirun)}"
     if name in RATE_KEYS:
@@ -90,9 +92,18 @@ def _name_value(argument: str, value: str, *, multirun: bool) -> str:
 
 
 def _quote(value: str) -> str:
-    if _PLAIN.fullmatch(value):
+    """Return ``value`` so that Hydra reads this very string: no number, truth value or list."""
+    if _PLAIN.fullmatch(value) and not _is_other_primitive(value):
         return value
     # Hydra's grammar: a backslash is itself, unless a quote follows; then it is doubled and the quote escaped.
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return "'" + escaped + "\\" * trailing + "'"
+
+
+def _is_other_primitive(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return value.lower() in ("true", "false", "null")
+    return True

@@ -1,0 +1,135 @@
+"""What the tables and figures call things: metrics with their units and directions, codecs, and the lines of a plot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.errors import RunFolderError
+from experiments.results import CODECS, CodecResult, RunResult
+
+CODEC_TITLES = {"prompt": "Prompts", "h265": "H.265"}
+
+
+@dataclass(frozen=True)
+class MetricStyle:
+    """How a quality metric is written and which way is better."""
+
+    title: str  # as on an axis
+    higher_is_better: bool
+    digits: int  # after the point, in tables
+
+
+METRICS = {
+    "lpips_squeeze": MetricStyle("LPIPS (SqueezeNet)", False, 3),
+    "lpips_alex": MetricStyle("LPIPS (AlexNet)", False, 3),
+    "lpips_vgg": MetricStyle("LPIPS (VGG)", False, 3),
+    "ssimulacra2": MetricStyle("SSIMULACRA2", True, 1),
+    "ms_ssim": MetricStyle("MS-SSIM", True, 3),
+    "psnr_db": MetricStyle("PSNR [dB]", True, 2),
+}
+HEADLINE_METRICS = ("lpips_squeeze", "lpips_alex", "lpips_vgg", "ssimulacra2", "ms_ssim", "psnr_db")
+"""The first of these that was measured stands for quality where a figure has room for one."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One codec's session in one run, with the name it has in legends."""
+
+    label: str
+    run: RunResult
+    result: CodecResult
+
+
+def headline_metric(results: Sequence[CodecResult]) -> str | None:
+    """Return the metric that stands for quality: the first of HEADLINE_METRICS that every result has measured."""
+    for metric in HEADLINE_METRICS:
+        if results and all(metric in result.frames for result in results):
+            return metric
+    return None
+
+
+def severely_distorted_share(values: np.ndarray, metric: str, threshold: float) -> float:
+    """Return the share of frames worse than ``threshold``: above it for a distance, below it for a score.
+
+    Args:
+        values: [frames] the metric of every frame shown.
+    """
+    if len(values) == 0:
+        return float("nan")
+    return float(np.mean(values < threshold if METRICS[metric].higher_is_better else values > threshold))
+
+
+def severity_rule(metric: str, threshold: float) -> str:
+    """Return the rule in words, such as ``LPIPS (SqueezeNet) > 0.3``."""
+    return f"{METRICS[metric].title} {'<' if METRICS[metric].higher_is_better else '>'} {threshold:g}"
+
+
+def condition_texts(conditions: dict[str, Any]) -> dict[str, str]:
+    """Return each condition of a run as a short text with its unit, in the order of a header line."""
+    offset = f", from {conditions['offset_s']:g} s" if conditions["offset_s"] else ""
+    share = f"every {_ordinal(conditions['share'])} opportunity" if conditions["share"] > 1 else "whole link"
+    return {
+        "video": str(conditions["video"]),
+        "trace": f"trace {conditions['trace']}{offset}",
+        "share": f"share 1/{conditions['share']} ({share})",
+        "mean_rate": f"mean {conditions['mean_rate_bps'] / 1e3:.4g} kbit/s",
+        "delay": f"delay {conditions['delay_ms']:g} ms one way",
+        "loss": f"loss {100 * conditions['loss']:g} %" if conditions["loss"] else "",
+        "buffer": f"buffer {conditions['buffer_s']:g} s",
+        "abr": f"abr {conditions['abr']}",
+        "session": f"{conditions['session_s']:.4g} s programme, {_loops(conditions)}",
+        "render": f"rendering at {conditions['render_fps']:g} frames/s" if conditions["render_fps"] else "",
+    }
+
+
+def header_line(conditions: dict[str, Any]) -> str:
+    """Return the line that stands over every table and figure: under which conditions the numbers arose."""
+    return ", ".join(text for text in condition_texts(conditions).values() if text)
+
+
+def series_of(runs: Sequence[RunResult]) -> list[Series]:
+    """Return one series per run and codec, labelled by what tells them apart."""
+    texts = [condition_texts(run.conditions) for run in runs]
+    differing = [key for key in texts[0] if len({text[key] for text in texts}) > 1] if texts else []
+    several_codecs = len({codec for run in runs for codec in run.codecs}) > 1
+    names = [", ".join(text[key] for key in differing if text[key]) for text in texts]
+    if len(set(names)) < len(runs):  # equal conditions: only the folders tell the runs apart
+        names = [run.path.name for run in runs]
+    series = []
+    for run, name in zip(runs, names, strict=True):
+        for codec in (codec for codec in CODECS if codec in run.codecs):
+            parts = [CODEC_TITLES[codec]] if several_codecs or not name else []
+            label = ", ".join([*parts, name] if len(runs) > 1 else parts)
+            series.append(Series(label, run, run.codecs[codec]))
+    return series
+
+
+def common_header(runs: Sequence[RunResult]) -> str:
+    """Return the header line of what all runs have in common."""
+    texts = [condition_texts(run.conditions) for run in runs]
+    return ", ".join(text for key, text in texts[0].items() if text and all(other[key] == text for other in texts))
+
+
+def common_severity(series: Sequence[Series]) -> tuple[str, float]:
+    """Return the metric and threshold of severe distortion, which must be the same in all series.
+
+    Raises:
+        RunFolderError: the runs were summarised with different rules.
+    """
+    rules = {(one.result.summary["severe_metric"], one.result.summary["severe_threshold"]) for one in series}
+    if len(rules) > 1:
+        found = " and ".join(severity_rule(*rule) for rule in sorted(rules))
+        raise RunFolderError(f"these runs count severely distorted frames by different rules: {found}")
+    return rules.pop()
+
+
+def _ordinal(number: int) -> str:
+    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
+
+
+def _loops(conditions: dict[str, Any]) -> str:
+    loops = conditions["loops"]
+    return f"clip of {conditions['clip_s']:.4g} s looped {loops:.4g} times" if loops > 1 else "clip played once"
