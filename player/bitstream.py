@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from player.entropy import Codes, Layout, decode_codes, encode_codes
+from player.entropy import CodesDecoder, CodesEncoder, Layout
 from player.errors import BitstreamError
 from player.mp4 import find_init_data, read_fragment, write_fragment_head, write_metadata_init
 
@@ -160,12 +160,9 @@ def write_segment(info: StreamInfo, segment: Segment, *, sequence: int, start_fr
     durations = [n * info.fps.denominator for n in np.diff([*offsets, segment.frames]).tolist()]
     if max(durations) >= 1 << 32:
         raise BitstreamError(f"a key prompt of {max(durations)} time units, expected fewer than 2**32")
-    samples, previous = [], None
-    for index, key in enumerate(segment.keys):
-        codes = Codes(key.u, key.v)
-        head = _segment_header(segment) if index == 0 else b""
-        samples.append(head + encode_codes(codes, info.layout, previous))
-        previous = codes
+    encoder = CodesEncoder(info.layout)
+    samples = [encoder.encode(key.u, key.v) for key in segment.keys]
+    samples[0] = _segment_header(segment) + samples[0]
     sizes = [_CRC.size + len(sample) for sample in samples]
     parts = [write_fragment_head(sequence, base_time, durations, sizes)]
     crc = zlib.crc32(parts[0], _info_crc(info))
@@ -194,10 +191,10 @@ def read_segment(info: StreamInfo, data: bytes) -> Segment:
     scales = np.frombuffer(samples[0], ">f4", 2 * rank, _SEGMENT_HEADER.size).astype(np.float32)
     samples[0] = samples[0][header_bytes:]
     keys: list[KeyPrompt] = []
-    offset, previous = 0, None
+    decoder = CodesDecoder(info.layout)
+    offset = 0
     for count, sample in zip(frames, samples, strict=True):
-        previous = decode_codes(sample, info.layout, previous)
-        keys.append(KeyPrompt(offset, previous.u, previous.v))
+        keys.append(KeyPrompt(offset, *decoder.decode(sample)))
         offset += count
     return Segment(offset, scales[:rank], scales[rank:], tuple(keys))
 
