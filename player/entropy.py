@@ -187,7 +187,7 @@ def _decode_codes(
 
     Rows carry a zero on their left and right, so that the neighbours of the border need no test.
     """
-    height, width = offsets.shape
+    width = offsets.shape[1]
     west, north = _WEIGHT * _WEIGHT * parameters.west, _WEIGHT * _WEIGHT * parameters.north
     corner = _WEIGHT * parameters.west * parameters.north
     lookup = scale_lookup(parameters.floor, _SLOPES[parameters.slope], _CONTEXTS).tolist()

@@ -8,6 +8,7 @@ predictions are kept to a quarter of a code.
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import constriction
 import numpy as np
@@ -39,7 +40,7 @@ def counts(scale: int, phase: int) -> np.ndarray:
     # Cumulative masses at the 2 * LIMIT + 2 boundaries residual - 1/2 - mean, all multiples of a quarter.
     quarters = [4 * k - 2 - (phase - 2) for k in range(-LIMIT, LIMIT + 2)]
     below = [tails[-q] if q < 0 else _FIX - tails[q] for q in quarters]
-    masses = [high - low for low, high in zip(below, below[1:], strict=False)]
+    masses = [high - low for low, high in pairwise(below)]
     masses.append(_FIX - sum(masses))  # the escape symbol takes both tails
     free = (1 << TOTAL_BITS) - SYMBOLS
     table = np.array([1 + (mass * free >> 62) for mass in masses], np.int64)
