@@ -1,0 +1,328 @@
+"""The fluid transport: the timeline of a TCP transfer in closed form on the trace's cumulative capacity.
+
+Packets are not simulated one by one. Write S(k) for the time of opportunity k and c(t) for the number of opportunities
+up to t (both over endless laps), R for the base round trip. Packet j that reaches the link at time a_j leaves with
+opportunity
+
+    k_j = max(c(a_j), k_{j-1} + 1)          (it waits for an opportunity after its arrival, and for its predecessor)
+
+and its acknowledgement lets new packets reach the link at S(k_j) + R. The recursion is evaluated at about eight points
+per window instead of at every packet, which is exact while the link stays busy between two points. Windows grow
+geometrically, so a transfer of n packets takes O(log n) steps. docs/emulation.md derives the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from emulator.errors import TransportError
+from emulator.tcp import RttEstimator
+from emulator.transport import HEADER_BYTES, MAX_RTO_MS, LinkConfig, Transfer, check_request
+from traces import MTU_BYTES, Trace
+
+_POINTS_PER_WINDOW = 8
+_POINTS_PER_E_FOLD = 64  # of a transfer's length, once the window no longer grows geometrically
+_LEAST_WINDOW = 2.0
+_LOSS_THRESHOLD = 3
+_ROUNDING = 1e-9  # opportunities; absorbs the rounding of sums of packet sizes
+
+
+class Schedule:
+    """`Trace.count_until` and `Trace.opportunity_ms` on plain integers, many times faster than numpy on scalars."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._lines = memoryview(trace.opportunities_ms)
+        self._count = len(self._lines)
+        self._period_ms = trace.period_ms
+
+    def count_until_us(self, time_us: float) -> int:
+        """Return how many opportunities there were up to and including the millisecond of `time_us` (c of the text)."""
+        lap, rest_ms = divmod(int(time_us) // 1000, self._period_ms)
+        return lap * self._count + bisect_right(self._lines, rest_ms)
+
+    def opportunity_us(self, k: int) -> int:
+        """Return the time of opportunity `k` (S of the text)."""
+        lap, line = divmod(k, self._count)
+        return (lap * self._period_ms + self._lines[line]) * 1000
+
+
+@dataclass
+class _Flow:
+    """One response under way: how many of its packets are where."""
+
+    unsent: int  # not yet released, or known to be lost
+    in_flight: int = 0  # believed to be in the network (RFC 6675's pipe)
+    admitted: int = 0  # taken in by the link; the link delivers them in this order
+    acked: int = 0  # of those, acknowledged
+    starts: list[int] = field(default_factory=list)  # busy periods of the link: first packet ...
+    places: list[float] = field(default_factory=list)  # ... and where its sending begins, in opportunities
+    busy: int = 0  # the busy period that holds the packet acknowledged next
+    fresh_losses: int = 0  # lost since the last halving, unknown to the sender
+    detected_at: int = 0  # their loss is known with the acknowledgement of this packet
+    known_losses: float = 0.0  # answered by a halving, being declared one after another ...
+    declare_per_ack: float = 0.0  # ... at this pace ...
+    recovery_end: int = 0  # ... until this packet is acknowledged
+    sample_at: int = 0  # the next round-trip sample: this packet ...
+    sampled_from_us: float = 0.0  # ... which reached the link at this time
+    arrival_us: float = 0.0  # the latest arrival at the link
+
+
+class FluidTransport:
+    """A persistent HTTP/1.1 connection in closed form; see `emulator.transport.Transport`."""
+
+    def __init__(self, trace: Trace, config: LinkConfig) -> None:
+        if config.queue == "drophead":
+            raise TransportError("model fluid has no queue drophead; use droptail, infinite, or model packet")
+        self._config = config
+        self._schedule = Schedule(trace)
+        self._delay_us = config.delay_us
+        self._share = config.packet_bytes / MTU_BYTES  # of an opportunity that one full packet takes
+        self._queue_limit = _queue_limit(config)
+        self._random = random.Random(config.seed)
+        self._until_loss = self._draw_gap()
+        self._finish_us = 0
+        self._free = 0.0  # where the link's first free opportunity begins
+        self._connected = False
+        self._window = 0.0
+        self._threshold = math.inf
+        self._last_sent_us = 0.0
+        self._rtt = self._new_estimator()
+
+    def request(self, size_bytes: int, request_s: float, deadline_s: float = math.inf) -> Transfer:
+        """Fetch an object; see `Transport.request`."""
+        times = check_request(size_bytes, request_s, deadline_s, previous_finish_us=self._finish_us)
+        deadline_us = math.inf if times.deadline_us is None else times.deadline_us
+        asked_us = self._connect(times.request_us, deadline_us)
+        payload_bytes = self._config.response_header_bytes + size_bytes
+        flow = _Flow(unsent=-(-payload_bytes // self._config.mss_bytes))
+        count = flow.unsent
+        if asked_us <= deadline_us:
+            self._transmit(flow, asked_us + self._delay_us, deadline_us)
+        first_us = self._departure_us(flow, 0) if flow.admitted else math.inf
+        finish_us = self._departure_us(flow, count - 1) if flow.admitted == count else math.inf
+        if finish_us <= deadline_us:
+            self._finish_us = int(finish_us)
+            self._end_window(flow)
+            return Transfer(request_s, first_us / 1e6, finish_us / 1e6, size_bytes, size_bytes, True)
+        self._finish_us = int(deadline_us)
+        self._connected = False
+        delivered_bytes = self._delivered_by(flow, deadline_us) * self._config.mss_bytes
+        received_bytes = min(max(delivered_bytes - self._config.response_header_bytes, 0), size_bytes)
+        first_s = min(first_us, deadline_us) / 1e6
+        return Transfer(request_s, min(first_s, deadline_s), deadline_s, size_bytes, received_bytes, False)
+
+    # Connection
+
+    def _new_estimator(self) -> RttEstimator:
+        config = self._config
+        return RttEstimator(
+            initial_rto_us=round(config.initial_rto_ms * 1000),
+            min_rto_us=round(config.min_rto_ms * 1000),
+            max_rto_us=MAX_RTO_MS * 1000,
+        )
+
+    def _connect(self, now_us: float, deadline_us: float) -> float:
+        """Open a connection if there is none; return when the client can ask (past the deadline: it could not)."""
+        if self._connected:
+            return now_us
+        self._connected = True
+        self._rtt = self._new_estimator()
+        self._window = float(self._config.initial_window_packets)
+        self._threshold = math.inf
+        self._last_sent_us = math.inf  # nothing sent yet, so nothing to be idle since
+        for _ in range(self._config.handshake_rtts):
+            sent_us = now_us + self._delay_us
+            while self._loses_one():
+                sent_us += self._rtt.rto_us
+                self._rtt.back_off()
+                self._threshold, self._window = max(self._window / 2, _LEAST_WINDOW), 1.0
+            if sent_us > deadline_us:
+                return math.inf
+            place = max(float(self._schedule.count_until_us(sent_us + self._delay_us)), self._free)
+            self._free = place  # a handshake packet is small: data behind it shares its opportunity
+            now_us = self._schedule.opportunity_us(math.floor(place))
+            self._free = math.floor(place) + 1.0
+            self._rtt.sample(now_us + self._delay_us - sent_us)
+            self._last_sent_us = sent_us
+        return now_us
+
+    # One response
+
+    def _transmit(self, flow: _Flow, server_us: float, deadline_us: float) -> None:
+        """Run the response until the link took in its last packet, or until no acknowledgement beats the deadline."""
+        if self._config.idle_restart and server_us - self._last_sent_us > self._rtt.rto_us:
+            self._window = min(self._window, float(self._config.initial_window_packets))
+        flow.sampled_from_us = server_us + self._delay_us
+        total = flow.unsent
+        self._release(flow, flow.sampled_from_us, flow.sampled_from_us)
+        while flow.admitted < total:
+            if flow.acked == flow.admitted:
+                if not self._time_out(flow, deadline_us):
+                    break
+                continue
+            if self._departure_us(flow, flow.acked) > deadline_us:
+                break
+            self._acknowledge(flow)
+        self._last_sent_us = flow.arrival_us - self._delay_us
+
+    def _acknowledge(self, flow: _Flow) -> None:
+        """Process the next few acknowledgements at once, and what they release."""
+        if flow.fresh_losses and flow.acked >= flow.detected_at:
+            self._halve(flow)
+        count = self._step(flow)
+        first_us = self._departure_us(flow, flow.acked)
+        round_trip_us = 2 * self._delay_us
+        if flow.acked >= flow.sample_at:
+            self._rtt.sample(first_us + round_trip_us - flow.sampled_from_us)
+            flow.sample_at, flow.sampled_from_us = flow.admitted, first_us + round_trip_us
+        limited = 2 * flow.in_flight > self._window
+        flow.acked += count
+        flow.in_flight -= count
+        last_us = self._departure_us(flow, flow.acked - 1) if count > 1 else first_us
+        self._declare(flow, count)
+        if flow.acked > flow.recovery_end and limited:
+            self._grow(count)
+        self._release(flow, first_us + round_trip_us, last_us + round_trip_us)
+
+    def _step(self, flow: _Flow) -> int:
+        """Return how many acknowledgements to process at once: up to the next moment at which something changes."""
+        count = max(1, int(self._window) // _POINTS_PER_WINDOW, flow.acked // _POINTS_PER_E_FOLD)
+        count = min(count, flow.admitted - flow.acked)
+        for moment in (flow.sample_at, flow.recovery_end, flow.detected_at if flow.fresh_losses else 0):
+            if flow.acked < moment < flow.acked + count:
+                count = moment - flow.acked
+        return count
+
+    def _grow(self, count: int) -> None:
+        """Open the window for `count` acknowledgements: slow start up to the threshold, then congestion avoidance."""
+        slow_start = min(count, max(math.ceil(self._threshold - self._window), 0)) if self._threshold < math.inf else count
+        self._window += slow_start
+        if slow_start < count:
+            self._window = math.sqrt(self._window**2 + 2 * (count - slow_start))
+
+    def _release(self, flow: _Flow, first_us: float, last_us: float) -> None:
+        """Fill the window with packets that reach the link between two times; drop what its queue cannot take."""
+        count = min(flow.unsent, int(self._window) - flow.in_flight)
+        if count <= 0:
+            return
+        flow.unsent -= count
+        flow.in_flight += count
+        flow.arrival_us = last_us
+        arriving = count - self._lose(count)
+        share = self._share
+        place = max(self._free, float(self._schedule.count_until_us(first_us)))
+        room = math.inf
+        if self._queue_limit < math.inf:
+            room = (self._schedule.count_until_us(last_us) - place) / share + self._queue_limit
+        admitted = max(0, min(arriving, math.floor(room + _ROUNDING)))
+        lost = count - admitted
+        if lost:
+            if not flow.fresh_losses:
+                # A full queue drops every other packet of a doubling flow: so many got in before the first drop.
+                flow.detected_at = flow.admitted + max(admitted - lost, 0) + _LOSS_THRESHOLD - 1
+            flow.fresh_losses += lost
+        if admitted:
+            if not flow.starts or place > self._free:
+                flow.starts.append(flow.admitted)
+                flow.places.append(place)
+            flow.admitted += admitted
+            self._free = place + admitted * share
+
+    # Losses
+
+    def _halve(self, flow: _Flow) -> None:
+        """Answer the losses that have just become known."""
+        self._threshold = max(self._window / 2, _LEAST_WINDOW)
+        self._window = self._threshold
+        flow.known_losses += flow.fresh_losses
+        flow.fresh_losses = 0
+        flow.recovery_end = flow.admitted
+        flow.declare_per_ack = flow.known_losses / max(flow.admitted - flow.acked, 1)
+
+    def _declare(self, flow: _Flow, acknowledgements: int) -> None:
+        """Hand losses back for retransmission as the acknowledgements of recovery reveal them."""
+        if not flow.known_losses:
+            return
+        declared = flow.known_losses
+        if flow.acked < flow.recovery_end:
+            declared = min(declared, max(1.0, flow.declare_per_ack * acknowledgements))
+            declared = math.ceil(declared - _ROUNDING)
+        flow.known_losses = max(flow.known_losses - declared, 0.0)
+        flow.unsent += int(declared)
+        flow.in_flight -= int(declared)
+
+    def _time_out(self, flow: _Flow, deadline_us: float) -> bool:
+        """Let the retransmission timer expire, as nothing in flight can be acknowledged; False if past the deadline."""
+        last_us = self._departure_us(flow, flow.acked - 1) + self._delay_us if flow.acked else 0.0
+        expiry_us = max(last_us, flow.arrival_us - self._delay_us) + self._rtt.rto_us
+        if expiry_us > deadline_us:
+            return False
+        if self._window > 1:
+            self._threshold = max(self._window / 2, _LEAST_WINDOW)
+        self._window = 1.0
+        self._rtt.back_off()
+        flow.unsent += flow.fresh_losses + int(flow.known_losses)
+        flow.fresh_losses, flow.known_losses, flow.in_flight = 0, 0.0, 0
+        flow.sample_at, flow.sampled_from_us = flow.admitted, expiry_us + self._delay_us
+        self._release(flow, flow.sampled_from_us, flow.sampled_from_us)
+        return True
+
+    def _draw_gap(self) -> float:
+        """Draw how many packets get through before the next random loss."""
+        loss = self._config.loss
+        return math.floor(math.log(1 - self._random.random()) / math.log1p(-loss)) if loss else math.inf
+
+    def _loses_one(self) -> bool:
+        return self._lose(1) == 1
+
+    def _lose(self, count: int) -> int:
+        """Return how many of the next `count` packets are lost at random."""
+        lost = 0
+        while self._until_loss < count:
+            count -= int(self._until_loss) + 1
+            self._until_loss = self._draw_gap()
+            lost += 1
+        self._until_loss -= count
+        return lost
+
+    # Reading the timeline
+
+    def _departure_us(self, flow: _Flow, index: int) -> int:
+        """Return when the link delivers the packet that it took in as number `index`; mostly asked in order."""
+        starts = flow.starts
+        busy = flow.busy
+        if not (starts[busy] <= index and (busy + 1 == len(starts) or index < starts[busy + 1])):
+            busy = flow.busy = bisect_right(starts, index) - 1
+        end = flow.places[busy] + (index - starts[busy] + 1) * self._share
+        return self._schedule.opportunity_us(math.ceil(end - _ROUNDING) - 1)
+
+    def _delivered_by(self, flow: _Flow, time_us: float) -> int:
+        """Return how many packets the link has delivered up to and including `time_us`."""
+        low, high = 0, flow.admitted
+        while low < high:
+            middle = (low + high) // 2
+            if self._departure_us(flow, middle) <= time_us:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _end_window(self, flow: _Flow) -> None:
+        """Grow the window by the acknowledgements still to come after a complete response.
+
+        It grows while at least half of it is in use: by the x-th of them while 2 (in_flight - x) > window + x.
+        """
+        if flow.acked >= flow.recovery_end and self._window < self._threshold:
+            count = min(max(math.ceil((2 * flow.in_flight - self._window) / 3), 0), flow.in_flight)
+            self._grow(min(count, math.ceil(min(self._threshold - self._window, count))))
+
+
+def _queue_limit(config: LinkConfig) -> float:
+    """Return how many full packets the queue holds."""
+    if config.queue == "infinite":
+        return math.inf
+    limits = [config.queue_packets, config.queue_bytes // config.packet_bytes]
+    return min((limit for limit in limits if limit), default=math.inf)
