@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from emulator.errors import TransportError
 from emulator.tcp import RttEstimator
-from emulator.transport import HEADER_BYTES, MAX_RTO_MS, LinkConfig, Transfer, check_request
+from emulator.transport import MAX_RTO_MS, LinkConfig, Transfer, check_request
 from traces import MTU_BYTES, Trace
 
 _POINTS_PER_WINDOW = 8
@@ -34,7 +34,7 @@ class Schedule:
     """`Trace.count_until` and `Trace.opportunity_ms` on plain integers, many times faster than numpy on scalars."""
 
     def __init__(self, trace: Trace) -> None:
-        self._lines = memoryview(trace.opportunities_ms)
+        self._lines = trace.opportunities_ms.data  # plain ints, and no copy
         self._count = len(self._lines)
         self._period_ms = trace.period_ms
 
@@ -198,7 +198,7 @@ class FluidTransport:
 
     def _grow(self, count: int) -> None:
         """Open the window for `count` acknowledgements: slow start up to the threshold, then congestion avoidance."""
-        slow_start = min(count, max(math.ceil(self._threshold - self._window), 0)) if self._threshold < math.inf else count
+        slow_start = min(count, math.ceil(max(min(self._threshold - self._window, count), 0)))
         self._window += slow_start
         if slow_start < count:
             self._window = math.sqrt(self._window**2 + 2 * (count - slow_start))
@@ -214,10 +214,10 @@ class FluidTransport:
         arriving = count - self._lose(count)
         share = self._share
         place = max(self._free, float(self._schedule.count_until_us(first_us)))
-        room = math.inf
+        admitted = arriving
         if self._queue_limit < math.inf:
             room = (self._schedule.count_until_us(last_us) - place) / share + self._queue_limit
-        admitted = max(0, min(arriving, math.floor(room + _ROUNDING)))
+            admitted = max(0, min(arriving, math.floor(room + _ROUNDING)))
         lost = count - admitted
         if lost:
             if not flow.fresh_losses:

@@ -41,7 +41,7 @@ class Link:
         self.queue = InfiniteQueue() if queue is None else queue
         self.log: list[str] = []
         self._keep_log = keep_log
-        self._opportunities = memoryview(trace.opportunities_ms)  # plain ints, and no copy
+        self._opportunities = trace.opportunities_ms.data  # plain ints, and no copy
         self._lap_ms = 0  # when the current lap over the trace began
         self._line = 0  # the next opportunity's place in the trace
         self._next_ms = self._opportunities[0]

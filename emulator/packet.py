@@ -11,6 +11,7 @@ opportunities from t + 1 on, and leaves at the start of its opportunity's millis
 from __future__ import annotations
 
 import math
+
 from emulator.link import BernoulliLoss, Delay, Link
 from emulator.queues import Packet, create_queue
 from emulator.tcp import RttEstimator, TcpSender, Transmission
@@ -58,9 +59,8 @@ class PacketTransport:
         if not self._connected:
             self._open()
             for _ in range(self._config.handshake_rtts):
-                now_us = self._exchange(now_us, [CONTROL_BYTES], CONTROL_BYTES, until_us)
-                if now_us is None:
-                    break
+                if now_us is not None:
+                    now_us = self._exchange(now_us, [CONTROL_BYTES], CONTROL_BYTES, until_us)
             self._first_byte_us = None
         first_segment = self._message_end
         if now_us is not None:

@@ -1,4 +1,4 @@
-"""Packet queues of a link: what is kept, what is dropped and what leaves next. No clock: the caller says what time it is.
+"""Packet queues of a link: what is kept, dropped and sent next. No clock: the caller says what time it is.
 
 The rules are Mahimahi's (see docs/emulation.md). A packet that is already partly sent has left the queue: it counts
 towards no limit and can no longer be dropped.

@@ -107,8 +107,11 @@ class TcpSender:
     def write(self, now_us: int, packet_sizes: Iterable[int]) -> None:
         """Hand over data to send, as packet sizes on the link."""
         idle = not (self._flight or self._skipped or self._lost or self._unsent)
-        if self._idle_restart and idle and self._last_sent_us is not None and (
-            now_us - self._last_sent_us > self._rtt.rto_us
+        if (
+            self._idle_restart
+            and idle
+            and self._last_sent_us is not None
+            and (now_us - self._last_sent_us > self._rtt.rto_us)
         ):
             self.window = min(self.window, self._initial_window)
         self._unsent.extend(packet_sizes)

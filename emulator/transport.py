@@ -1,4 +1,4 @@
-"""Requests and responses over one persistent connection in virtual time: configuration, result, and the choice of model.
+"""Requests and responses over one persistent connection in virtual time: configuration, result, choice of model.
 
 Two fidelities answer behind one interface: `packet` simulates every packet, `fluid` computes the same timeline in
 closed form on the trace's cumulative capacity. docs/emulation.md states what both model and how far they differ.
