@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from experiments.train_data import PictureSet, TrainingDataError, load_pictures
 from packager.encoder import PromptEncoder, PromptHead
-from packager.losses import frame_loss
+from packager.losses import frame_loss, rate_estimate
 from player.autoencoder import PIXELS_PER_CELL, LatentDecoder, LatentEncoder, count_parameters, grid_sinusoids
 from player.errors import PlayerError
 from player.generator import Generator, GeneratorSettings
@@ -127,18 +127,6 @@ def make_models(config: TrainConfig) -> Models:
     generator = Generator(unet, decoder, settings, tensors, identity="training")
     head = PromptHead(config.latent_channels, rank=config.rank, width=config.width)
     return Models(PromptEncoder(LatentEncoder(config.latent_channels), head), generator)
-
-
-def rate_estimate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:
-    """Return a smooth estimate of the bits a value of U [N, L, R] costs under the bitstream's predictors.
-
-    log2(1 + 2 mean|x| / step) of each component, x being the values or their differences to the left or upper cell,
-    whichever is least: about the entropy of a Laplacian quantized with `step`.
-    """
-    maps = u.transpose(1, 2).unflatten(2, grid)  # [N, R, h, w]
-    across, down = maps.diff(dim=3).abs().mean(dim=(2, 3)), maps.diff(dim=2).abs().mean(dim=(2, 3))
-    magnitude = torch.minimum(maps.abs().mean(dim=(2, 3)), torch.minimum(across, down))  # [N, R]
-    return torch.log2(1 + 2 * magnitude / step).mean()
 
 
 @dataclass
@@ -254,10 +242,14 @@ class Trainer:
         if self.stage:  # the latents' scale is fixed once the decoder has learnt it
             self.models.encoder.latents.norm.eval()
         parameters = self._parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate[self.stage], betas=(0.9, 0.98), weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.learning_rate[self.stage], betas=(0.9, 0.98), weight_decay=1e-4
+        )
         if self.step and self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
-        bar = tqdm(total=total, initial=self.step, desc=STAGES[self.stage], disable=None if progress is None else not progress)
+        bar = tqdm(
+            total=total, initial=self.step, desc=STAGES[self.stage], disable=None if progress is None else not progress
+        )
         began = time.monotonic()
         while self.step < total:
             rate = min(1.0, (self.step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * self.step / total))
@@ -283,7 +275,17 @@ class Trainer:
 
     def _log(self, row: dict[str, float]) -> None:
         path = self.out / "log.csv"
-        columns = ["stage", "step", "loss", "pixel", "latent_full", "latent_prefix", "pixel_full", "pixel_prefix", "bits"]
+        columns = [
+            "stage",
+            "step",
+            "loss",
+            "pixel",
+            "latent_full",
+            "latent_prefix",
+            "pixel_full",
+            "pixel_prefix",
+            "bits",
+        ]
         fresh = not path.exists()
         with path.open("a", newline="") as stream:
             writer = csv.DictWriter(stream, columns)
@@ -362,7 +364,9 @@ class Trainer:
             for batch in frames.split(16):
                 output = self.reconstruct(batch.to(self.device), rank).clamp(-1, 1).cpu()
                 errors.append(((output - batch) / 2).square().mean(dim=(1, 2, 3)))
-            out["autoencoder" if rank is None else f"rank {rank}"] = (-10 * torch.log10(torch.cat(errors))).mean().item()
+            out["autoencoder" if rank is None else f"rank {rank}"] = (
+                (-10 * torch.log10(torch.cat(errors))).mean().item()
+            )
         return out
 
     def export(self, folder: Path) -> None:
@@ -376,7 +380,9 @@ class Trainer:
         config, generator, encoder = self.config, self.models.generator, self.models.encoder
         sources = sorted({p.source for p in self.training.pictures})
         psnr = "\n".join(f"| {name} | {value:.2f} |" for name, value in self.held_out_psnr().items())
-        hardware = torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        hardware = (
+            torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        )
         return f"""# Embedded generator
 
 One-step latent generator for prompts, {config.size}x{config.size}, {generator.tokens} tokens of width {config.width},
@@ -403,7 +409,9 @@ def build_parser() -> argparse.ArgumentParser:
     defaults = TrainConfig()
     parser = argparse.ArgumentParser(prog="python -m experiments.train_generator", description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures, loose or in tar files")
-    parser.add_argument("--out", type=Path, default=Path("outputs/generator"), help="checkpoint, curves, samples, export")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/generator"), help="checkpoint, curves, samples, export"
+    )
     parser.add_argument("--steps", default=",".join(map(str, defaults.steps)), help="steps of the three stages")
     parser.add_argument("--size", type=int, default=defaults.size, help="side of a frame in pixels, a multiple of 32")
     parser.add_argument("--rank", type=int, default=defaults.rank, help="largest rank")

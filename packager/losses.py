@@ -28,6 +28,7 @@ def structural_similarity(a: Tensor, b: Tensor, window: int = 8, stride: int = 4
     Wang et al. 2004 with a uniform 8x8 window at stride 4 (their first form, before the Gaussian), since average
     pooling costs a tenth of a Gaussian filter on a CPU and its gradient is as useful.
     """
+    a, b = a + 1, b + 1  # the luminance term is defined for intensities, which are not negative
     planes = torch.cat([a, b, a * a, b * b, a * b], dim=1)  # [N, 5, H, W]
     mean_a, mean_b, aa, bb, ab = functional.avg_pool2d(planes, window, stride).unbind(dim=1)
     variance_a, variance_b, covariance = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
@@ -53,3 +54,22 @@ def frame_loss(output: Tensor, target: Tensor, structure_weight: float = 0.3, sc
         loss = loss + (output - target).abs().mean(dim=(1, 2, 3))
         loss = loss + structure_weight * (1 - structural_similarity(luma(output), luma(target)))
     return loss / scales
+
+
+def rate_estimate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:
+    """Return a smooth estimate of the bits a value of U [N, L, R] costs under the bitstream's predictors.
+
+    log2(1 + 2 mean|x| / step) of each component, about the entropy of a Laplacian quantized with `step`; x is the
+    values or their differences to the left or upper cell, whichever is least.
+
+    Args:
+        u: prompts of N key frames.
+        grid: rows and columns that the L tokens are laid out in; (0, 0) without a layout.
+        step: quantization step.
+    """
+    magnitude = u.abs().mean(dim=1)  # [N, R]
+    if grid[0]:
+        maps = u.transpose(1, 2).unflatten(2, grid)  # [N, R, h, w]
+        across, down = maps.diff(dim=3).abs().mean(dim=(2, 3)), maps.diff(dim=2).abs().mean(dim=(2, 3))
+        magnitude = torch.minimum(magnitude, torch.minimum(across, down))
+    return torch.log2(1 + 2 * magnitude / step).mean()

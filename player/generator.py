@@ -210,7 +210,9 @@ def find_folder(spec: str) -> Path:
     if Path(spec).is_dir():
         return Path(spec)
     if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
-        raise GeneratorError(f"generator {spec!r}: no such folder; expected `embedded`, a folder or a hub id (owner/name)")
+        raise GeneratorError(
+            f"generator {spec!r}: no such folder; expected `embedded`, a folder or a hub id (owner/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -219,7 +221,9 @@ def find_folder(spec: str) -> Path:
         return Path(snapshot_download(spec, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "sd_turbo*"]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise GeneratorError(f"generator {spec!r}: not on this machine and not to be had from the hub ({reason})") from error
+        raise GeneratorError(
+            f"generator {spec!r}: not on this machine and not to be had from the hub ({reason})"
+        ) from error
 
 
 @contextmanager

@@ -1,8 +1,16 @@
 """Fixtures that more than one test module uses."""
 
-from pathlib import Path
+from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from packager.encoder import PromptEncoder
+    from player.generator import Generator
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +20,49 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("third-party development data (../shared/data) is not at hand")
     return path
+
+
+@pytest.fixture(scope="session")
+def clip() -> np.ndarray:
+    """Eight frames uint8 [8, 64, 64, 3] of a bright disc crossing a shaded background, drawn in code."""
+    rows, columns = np.mgrid[0:64, 0:64]
+    frames = []
+    for t in range(8):
+        disc = (rows - 32) ** 2 + (columns - 12 - 5 * t) ** 2 < 100
+        shade = np.stack([rows * 2, columns * 2, 128 - rows], axis=-1)
+        frames.append(np.where(disc[..., None], np.array([240, 200, 40]), shade))
+    return np.stack(frames).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator of random weights with its encoder, 64x64 pixels, saved in diffusers layout."""
+    from experiments.train_generator import TrainConfig, make_models
+    from player.autoencoder import LatentDecoder, LatentEncoder
+
+    config = TrainConfig(size=64, rank=4, width=16, latent_channels=8, unet_widths=(32, 32))
+    models = make_models(config)
+    models.generator.decoder = LatentDecoder(8, widths=(16, 8, 8, 8), blocks=(1, 1, 0, 0))
+    models.encoder.latents = LatentEncoder(8, widths=(8, 8, 16), blocks=(0, 0, 1))
+    folder = tmp_path_factory.mktemp("generator")
+    models.generator.save(folder)
+    models.encoder.eval().save(folder / "encoder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(tiny_folder: Path) -> Generator:
+    """The generator of `tiny_folder`, loaded as a user's would be."""
+    from player.generator import load_generator
+
+    return load_generator(str(tiny_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_generator: Generator) -> PromptEncoder:
+    """The encoder that belongs to `tiny_generator`."""
+    from packager.encoder import load_encoder
+
+    encoder = load_encoder(tiny_generator)
+    assert encoder is not None
+    return encoder

@@ -1,0 +1,297 @@
+"""Fit prompts to the frames of one segment by gradient descent through the generator.
+
+Every frame counts, not only those under a key prompt: the loss is taken after interpolation, through fake quantization
+with straight-through gradients, at a rank drawn for each frame, so that one fit serves every rank of the ladder.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from packager.encoder import PromptEncoder
+from packager.errors import BuildError
+from packager.losses import frame_loss, rate_estimate
+from player.bitstream import KeyPrompt, Segment
+from player.generator import Generator
+from player.prompt import interpolate, interpolation_matrix, quantize, quantize_ste
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FitConfig:
+    """How one segment is fitted."""
+
+    preset: str = "fast"
+    interval: int = 10
+    """Frames between key prompts, at most (Promptus, section 4.3: 10)."""
+    iterations: int = 30
+    """Steps of gradient descent on a segment, at most."""
+    frames_per_step: int = 20
+    """Frames rendered a step, drawn over the whole segment."""
+    learning_rate: float = 0.03
+    """Adam's step at the start; quantities are of unit scale."""
+    min_learning_rate: float = 0.003
+    """The fit ends when the plateau schedule falls below this."""
+    patience: int = 8
+    """Steps without a better smoothed loss before the learning rate is halved."""
+    u_step: float = 0.25
+    """Quantization step of U; what the embedded generator was trained under."""
+    v_step: float = 0.05
+    """Quantization step of V."""
+    share_v: bool = True
+    """One V for all key prompts of a segment; its repetition then costs almost no bytes."""
+    rate_weight: float = 0.004
+    """Weight of the estimated bits per value against the frame loss."""
+    worst_share: float = 0.25
+    """Share of each step's frames that is drawn from the worst so far."""
+    embedding_weight: float = 0.0
+    """Weight of mean |embedding| (Promptus: 0.1)."""
+    squared: bool = False
+    """Mean squared error instead of absolute error and structure (Promptus)."""
+    amortised: bool = True
+    """Start from the encoder's prompt where the generator has an encoder, else from noise."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "iterations", "frames_per_step", "patience"):
+            if getattr(self, name) < 1:
+                raise BuildError(f"fit.{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("learning_rate", "min_learning_rate", "u_step", "v_step"):
+            if not getattr(self, name) > 0:
+                raise BuildError(f"fit.{name} is {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.worst_share < 1:
+            raise BuildError(f"fit.worst_share is {self.worst_share}, expected 0 to below 1")
+
+
+FAST = FitConfig()
+# The published procedure (Promptus' inversion.py): random start, Adam at 0.1 halved on plateaus down to 0.001, squared
+# error with weight 0.8 and mean |embedding| with 0.1. Two differences: its feature term needs VGG-19 and is left out,
+# and all intervals of a segment are fitted together, so that segments stand alone.
+PAPER = FitConfig(
+    preset="paper",
+    iterations=10_000,
+    frames_per_step=10,
+    learning_rate=0.1,
+    min_learning_rate=0.001,
+    patience=300,
+    share_v=False,
+    rate_weight=0.0,
+    embedding_weight=0.125,
+    squared=True,
+    amortised=False,
+)
+PRESETS = {"fast": FAST, "paper": PAPER}
+
+
+def fit_preset(name: str, **changes: object) -> FitConfig:
+    """Return a copy of a named preset with some fields changed; raise BuildError for an unknown name."""
+    if name not in PRESETS:
+        raise BuildError(f"preset {name!r} is not known: expected one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)  # type: ignore[arg-type]
+
+
+def key_offsets(frames: int, interval: int) -> np.ndarray:
+    """Return the frames int64 [K] that carry key prompts: first, last, and evenly between, at most `interval` apart."""
+    if frames == 1:
+        return np.zeros(1, np.int64)
+    count = math.ceil((frames - 1) / interval) + 1
+    return np.round(np.linspace(0, frames - 1, count)).astype(np.int64)
+
+
+@dataclass
+class _Fit:
+    """State of one fit: parameters of the key prompts and what each frame's loss was last."""
+
+    u: nn.Parameter  # [K, L, R]
+    v: nn.Parameter  # [K or 1, R, D]
+    weights: Tensor  # [T, K] interpolation
+    config: FitConfig
+    generator: Generator
+    losses: Tensor = field(init=False)  # [T], last known loss of each frame
+
+    def __post_init__(self) -> None:
+        self.losses = torch.full((len(self.weights),), math.inf, device=self.weights.device)
+
+    @property
+    def rank(self) -> int:
+        return self.u.shape[-1]
+
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """Return u [K, L, R], v [K, R, D] after fake quantization."""
+        u = quantize_ste(self.u, torch.tensor(self.config.u_step, device=self.u.device))
+        v = quantize_ste(self.v, torch.tensor(self.config.v_step, device=self.u.device))
+        return u, v.expand(len(u), -1, -1)
+
+    def embeddings(self, chosen: Tensor, ranks: Tensor) -> Tensor:
+        """Return embeddings [n, L, D] of frames `chosen` [n], each at its own rank [n]."""
+        u, v = self.quantized()
+        weights = self.weights[chosen]
+        kept = torch.arange(self.rank, device=u.device) < ranks[:, None]  # [n, R]
+        return self.generator.space.compose(
+            interpolate(u, weights) * kept[:, None, :], interpolate(v, weights), self.rank
+        )
+
+    def frame_losses(self, frames: Tensor, embeddings: Tensor) -> Tensor:
+        """Return the loss [n] of rendering embeddings against frames [n, 3, H, W]."""
+        output = self.generator.generate(embeddings).float()
+        if self.config.squared:
+            return (output - frames).square().mean(dim=(1, 2, 3))
+        return frame_loss(output, frames)
+
+    def regularizer(self, embeddings: Tensor) -> Tensor:
+        """Return the rate term and the paper's term on the embeddings."""
+        config, grid = self.config, self.generator.settings.grid
+        total = (
+            config.embedding_weight * embeddings.abs().mean() if config.embedding_weight else embeddings.new_zeros(())
+        )
+        if config.rate_weight:
+            total = total + config.rate_weight * rate_estimate(self.u, grid, config.u_step)
+            # V stands against U by its share of values, once a segment if shared
+            share = self.v.numel() / self.u.numel()
+            total = total + config.rate_weight * share * torch.log2(1 + 2 * self.v.abs() / config.v_step).mean()
+        return total
+
+
+def fit_segment(
+    frames: Tensor,
+    generator: Generator,
+    encoder: PromptEncoder | None,
+    config: FitConfig,
+    *,
+    ranks: Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
+) -> Segment:
+    """Fit the key prompts of one segment at all ranks together.
+
+    Args:
+        frames: [T, 3, H, W] float32 in [-1, 1] at the generator's native size.
+        generator: frozen generator; the fit runs on its device.
+        encoder: where the fit starts, or None for a random start.
+        config: schedule, steps and weights.
+        ranks: the ladder; the largest is the rank of the returned segment, smaller ones are its prefixes.
+        progress: called as progress(step, most steps) after each step.
+
+    Returns:
+        The segment at the largest rank; `truncate` gives the others.
+
+    Raises:
+        BuildError: ranks the generator does not have, or frames of another size.
+    """
+    rank = max(ranks)
+    if min(ranks) < 1 or rank > generator.max_rank:
+        raise BuildError(f"ranks {list(ranks)}: this generator has ranks 1 to {generator.max_rank}")
+    if tuple(frames.shape[2:]) != generator.native_size:
+        raise BuildError(f"frames of {tuple(frames.shape[2:])} pixels, expected {generator.native_size}")
+    frames = frames.to(generator.device)
+    offsets = key_offsets(len(frames), config.interval)
+    u, v = _start(frames[torch.from_numpy(offsets)], generator, encoder, config, rank)
+    if config.share_v:
+        v = v.mean(dim=0, keepdim=True)
+    weights = interpolation_matrix(offsets, len(frames)).to(generator.device)
+    fit = _Fit(nn.Parameter(u), nn.Parameter(v), weights, config, generator)
+    start = [p.detach().clone() for p in (fit.u, fit.v)]
+    before = _whole_loss(fit, frames, rank)
+    _descend(fit, frames, sorted(set(ranks)), progress)
+    after = _whole_loss(fit, frames, rank)
+    log.info("fitted %d frames, %d key prompts: loss %.4f -> %.4f", len(frames), len(offsets), before, after)
+    if not after <= before:  # a schedule that diverged must not cost what the encoder already had
+        log.warning("the fit did not lower the loss (%.4f -> %.4f); keeping its start", before, after)
+        fit.u.data, fit.v.data = start
+    return _to_segment(fit, offsets, len(frames))
+
+
+@torch.no_grad()
+def _start(
+    key_frames: Tensor, generator: Generator, encoder: PromptEncoder | None, config: FitConfig, rank: int
+) -> tuple[Tensor, Tensor]:
+    """Return the first u [K, L, R], v [K, R, D]."""
+    if encoder is not None and config.amortised:
+        u, v = encoder(key_frames)
+        return u[..., :rank].clone(), v[:, :rank].clone()
+    source = torch.Generator().manual_seed(config.seed)
+    count = len(key_frames)
+    u = torch.rand(count, generator.tokens, rank, generator=source)
+    v = torch.rand(count, rank, generator.width, generator=source)
+    return u.to(generator.device), v.to(generator.device)
+
+
+def _descend(fit: _Fit, frames: Tensor, ranks: list[int], progress: Callable[[int, int], None] | None) -> None:
+    """Run Adam under a plateau schedule until it is through or the schedule ends it."""
+    config = fit.config
+    rng = np.random.default_rng(config.seed)
+    optimizer = torch.optim.Adam([fit.u, fit.v], lr=config.learning_rate, betas=(0.9, 0.95))
+    smoothed, best, since = math.nan, math.inf, 0
+    for step in range(config.iterations):
+        chosen = torch.from_numpy(_draw_frames(fit, rng)).to(frames.device)
+        drawn = torch.from_numpy(_draw_ranks(ranks, len(chosen), rng)).to(frames.device)
+        embeddings = fit.embeddings(chosen, drawn)
+        losses = fit.frame_losses(frames[chosen], embeddings)
+        fit.losses[chosen] = losses.detach()
+        optimizer.zero_grad(set_to_none=True)
+        (losses.mean() + fit.regularizer(embeddings)).backward()
+        optimizer.step()
+        value = losses.mean().item()
+        smoothed = value if math.isnan(smoothed) else 0.8 * smoothed + 0.2 * value
+        best, since = (smoothed, 0) if smoothed < best * 0.999 else (best, since + 1)
+        if since >= config.patience:
+            since = 0
+            for group in optimizer.param_groups:
+                group["lr"] /= 2
+        if progress is not None:
+            progress(step + 1, config.iterations)
+        if optimizer.param_groups[0]["lr"] < config.min_learning_rate:
+            break
+
+
+def _draw_frames(fit: _Fit, rng: np.random.Generator) -> np.ndarray:
+    """Return the frames [n] of one step: spread over the segment, some of them the worst so far."""
+    total = len(fit.losses)
+    count = min(fit.config.frames_per_step, total)
+    worst = min(int(fit.config.worst_share * count), total - 1)
+    spread = count - worst
+    edges = np.linspace(0, total, spread + 1)
+    drawn = np.floor(edges[:-1] + rng.random(spread) * np.diff(edges)).astype(np.int64)
+    if not worst:
+        return np.minimum(drawn, total - 1)
+    order = torch.argsort(fit.losses, descending=True)[: 2 * worst].cpu().numpy()
+    return np.concatenate([np.minimum(drawn, total - 1), rng.choice(order, worst, replace=False)])
+
+
+def _draw_ranks(ranks: list[int], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a rank for each of `count` frames: every second one the full rank, the rest from the ladder."""
+    drawn = rng.choice(ranks, count)
+    drawn[::2] = ranks[-1]
+    return drawn
+
+
+@torch.no_grad()
+def _whole_loss(fit: _Fit, frames: Tensor, rank: int) -> float:
+    """Return the mean loss of all frames at the full rank."""
+    indices = torch.arange(len(frames), device=frames.device)
+    parts = [
+        fit.frame_losses(frames[chunk], fit.embeddings(chunk, torch.full_like(chunk, rank)))
+        for chunk in indices.split(fit.config.frames_per_step)
+    ]
+    return torch.cat(parts).mean().item()
+
+
+@torch.no_grad()
+def _to_segment(fit: _Fit, offsets: np.ndarray, frames: int) -> Segment:
+    config, rank = fit.config, fit.rank
+    u = quantize(fit.u, torch.tensor(config.u_step, device=fit.u.device)).cpu().numpy()
+    v = quantize(fit.v, torch.tensor(config.v_step, device=fit.u.device)).expand(len(u), -1, -1).cpu().numpy()
+    keys = tuple(
+        KeyPrompt(int(at), np.ascontiguousarray(ku), np.ascontiguousarray(kv))
+        for at, ku, kv in zip(offsets, u, v, strict=True)
+    )
+    scales = (np.full(rank, step, np.float32) for step in (config.u_step, config.v_step))
+    u_scale, v_scale = scales
+    return Segment(frames, u_scale, v_scale, keys)

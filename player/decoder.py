@@ -1,0 +1,136 @@
+"""Segment bytes to frames: one protocol for prompts and for pixel codecs."""
+
+from __future__ import annotations
+
+import io
+from typing import Protocol
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import ColorRange, Colorspace
+from torch import Tensor
+
+from player.bitstream import Segment, StreamInfo, read_init, read_segment
+from player.errors import DecodeError, GeneratorMismatchError
+from player.generator import Generator
+from player.prompt import dequantize, interpolate, interpolation_matrix
+
+PROMPT = "prompt"
+# Rendering a whole segment as one batch is fastest on a GPU; on a CPU larger batches only cost memory.
+_CPU_BATCH = 16
+
+
+class Decoder(Protocol):
+    """What the player needs of a codec: a segment's bytes in, its frames out, nothing carried between segments."""
+
+    def decode(self, segment: bytes) -> np.ndarray:
+        """Return the frames uint8 [T, H, W, 3] (RGB) of a whole media segment."""
+        ...
+
+
+def segment_embeddings(segment: Segment, norm_rank: int, generator: Generator) -> Tensor:
+    """Return the embeddings [T, L, D] of all frames of a segment on the generator's device."""
+    device = generator.device
+    u_scale, v_scale = (torch.from_numpy(scale).to(device) for scale in (segment.u_scale, segment.v_scale))
+    u = torch.from_numpy(np.stack([key.u for key in segment.keys])).to(device)
+    v = torch.from_numpy(np.stack([key.v for key in segment.keys])).to(device)
+    offsets = np.array([key.frame_offset for key in segment.keys])
+    weights = interpolation_matrix(offsets, segment.frames).to(device)
+    u_frames = interpolate(dequantize(u, u_scale), weights)  # [T, L, r]
+    v_frames = interpolate(dequantize(v, v_scale[:, None]), weights)  # [T, r, D]
+    return generator.space.compose(u_frames, v_frames, norm_rank)
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """Return uint8 [T, H, W, 3] of frames [T, 3, H, W], clipped to [-1, 1] and rounded to nearest."""
+    levels = (frames.float().clamp(-1, 1) + 1) * 127.5
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np.ndarray:
+    """Return the frames uint8 [T, H, W, 3] of a prompt segment at the generator's size.
+
+    Raises:
+        DecodeError: the generator made values that are no numbers.
+    """
+    embeddings = segment_embeddings(segment, norm_rank, generator)
+    batch = _CPU_BATCH if embeddings.device.type == "cpu" else len(embeddings)
+    parts = []
+    for chunk in embeddings.split(batch):
+        frames = generator.generate(chunk)
+        if not torch.isfinite(frames).all():
+            raise DecodeError(f"generator {generator.id} rendered values that are not finite")
+        parts.append(to_pixels(frames))
+    return torch.cat(parts).cpu().numpy()
+
+
+class PromptDecoder:
+    """Decodes prompt segments with a generator."""
+
+    def __init__(self, init: bytes, generator: Generator) -> None:
+        """Read the init segment; raise GeneratorMismatchError if its prompts were fitted to another generator."""
+        self.info: StreamInfo = read_init(init)
+        self.generator = generator
+        if self.info.generator_id != generator.id:
+            raise GeneratorMismatchError(
+                f"segments were fitted to generator {self.info.generator_id}, but {generator.id} is loaded"
+            )
+        shape = (self.info.tokens, self.info.width, self.info.frame_height, self.info.frame_width)
+        expected = (generator.tokens, generator.width, *generator.native_size)
+        if shape != expected or self.info.rank > generator.max_rank:
+            raise GeneratorMismatchError(
+                f"stream of {shape} (tokens, width, height, width in pixels) at rank {self.info.rank}, "
+                f"but the generator makes {expected} up to rank {generator.max_rank}"
+            )
+
+    def decode(self, segment: bytes) -> np.ndarray:
+        """Return the frames uint8 [T, H, W, 3] of a segment, cropped to the display size."""
+        info = self.info
+        frames = render_segment(read_segment(info, segment), info.norm_rank, self.generator)
+        top, left = (info.frame_height - info.display_height) // 2, (info.frame_width - info.display_width) // 2
+        return frames[:, top : top + info.display_height, left : left + info.display_width]
+
+
+class VideoDecoder:
+    """Decodes CMAF segments of pixel codecs with libavcodec."""
+
+    def __init__(self, init: bytes) -> None:
+        self.init = init
+
+    def decode(self, segment: bytes) -> np.ndarray:
+        """Return the frames uint8 [T, H, W, 3] of a segment; raise DecodeError if it does not decode."""
+        frames = []
+        try:
+            with av.open(io.BytesIO(self.init + segment)) as container:
+                if not container.streams.video:
+                    raise DecodeError("segment holds no video stream")
+                for frame in container.decode(container.streams.video[0]):
+                    frames.append(_to_rgb(frame))
+        except (av.FFmpegError, EOFError) as error:
+            raise DecodeError(f"segment of {len(segment)} bytes does not decode: {error}") from error
+        if not frames:
+            raise DecodeError(f"segment of {len(segment)} bytes holds no frame")
+        return np.stack(frames)
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """Return a frame as uint8 [H, W, 3], by its own matrix and range; untagged means BT.601, as swscale assumes."""
+    matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709.value else Colorspace.ITU601
+    full_range = frame.color_range == ColorRange.JPEG.value
+    return frame.reformat(
+        format="rgb24",
+        src_colorspace=matrix,
+        src_color_range=ColorRange.JPEG if full_range else ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG,
+    ).to_ndarray()
+
+
+def create_decoder(codec: str, init: bytes, *, generator: Generator | None = None) -> Decoder:
+    """Return the decoder of a representation: `prompt` needs its generator, every other codec is libavcodec's."""
+    if codec != PROMPT:
+        return VideoDecoder(init)
+    if generator is None:
+        raise DecodeError("a prompt stream needs a generator to be decoded")
+    return PromptDecoder(init, generator)

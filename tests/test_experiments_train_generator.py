@@ -1,0 +1,83 @@
+"""Training: runs, resumes to the same result, exports a generator that loads, and refuses bad input in one line."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import train_generator
+from experiments.train_data import TrainingDataError, load_pictures
+from packager.encoder import load_encoder
+from player.autoencoder import grid_sinusoids
+from player.generator import load_generator
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six smooth random pictures, half loose, half in a tar file."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    images = [Image.fromarray(rng.integers(0, 255, (8, 10, 3), np.uint8)).resize((160, 128)) for _ in range(6)]
+    for i, image in enumerate(images[:3]):
+        image.save(folder / f"{i}.png")
+    with tarfile.open(folder / "more.tar", "w") as archive:
+        for i, image in enumerate(images[3:]):
+            stream = io.BytesIO()
+            image.save(stream, "PNG")
+            member = tarfile.TarInfo(f"source/{i}.png")
+            member.size = stream.tell()
+            stream.seek(0)
+            archive.addfile(member, stream)
+    return folder
+
+
+def run(pictures, out, *more):
+    arguments = ["--images", str(pictures), "--out", str(out), "--size", "64", "--rank", "4", "--device", "cpu"]
+    return train_generator.main([*arguments, *more])
+
+
+@pytest.mark.slow
+def test_trains_exports_and_loads(pictures, tmp_path):
+    out = tmp_path / "run"
+    assert run(pictures, out, "--steps", "2,2,2") == 0
+    assert (out / "samples_joint.png").stat().st_size > 0
+    card = (out / "export" / "MODEL_CARD.md").read_text()
+    assert "rank 4" in card
+    generator = load_generator(str(out / "export"), device="cpu")
+    encoder = load_encoder(generator)
+    u, v = encoder(torch.zeros(1, 3, 64, 64))
+    assert u.shape == (1, 16, 4)
+    assert v.shape == (1, 4, 128)
+    assert generator.generate(generator.space.compose(u, v, 4)).shape == (1, 3, 64, 64)
+    assert run(pictures, out, "--steps", "2,2,2") == 0  # finished: resumes at the end and exports again
+
+
+def test_pictures_are_split_and_cropped(pictures):
+    training, held = load_pictures(pictures)
+    assert len(training.pictures) + len(held.pictures) == 6
+    assert not {p.name for p in training.pictures} & {p.name for p in held.pictures}
+    crops = training.crops(5, 64, np.random.default_rng(0))
+    assert crops.shape == (5, 3, 64, 64)
+    assert crops.min() >= -1
+    assert crops.max() <= 1
+    assert training.weights.sum() == pytest.approx(1)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(TrainingDataError, match="found 0 usable pictures"):
+        load_pictures(tmp_path)
+
+
+def test_bad_arguments_are_one_line(pictures, tmp_path, capsys):
+    assert run(pictures, tmp_path / "out", "--steps", "1,2") == 1
+    assert capsys.readouterr().err == "train_generator: --steps 1,2: expected three numbers\n"
+
+
+def test_sinusoids_tell_cells_apart():
+    cells = grid_sinusoids(16, 4, 4).flatten(1).T
+    distances = torch.cdist(cells, cells) + torch.eye(16) * 1e3
+    assert distances.min() > 0.1

@@ -1,0 +1,132 @@
+"""Fitting: the schedule, what it promises, and that what is written is what was fitted."""
+
+import numpy as np
+import pytest
+import torch
+
+from packager.errors import BuildError
+from packager.fit import FAST, PRESETS, FitConfig, fit_preset, fit_segment, key_offsets
+from packager.losses import frame_loss, rate_estimate, structural_similarity
+from player.decoder import render_segment
+
+
+@pytest.fixture(scope="module")
+def frames(clip):
+    return torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def quick(**changes):
+    return fit_preset("fast", **{"iterations": 12, "frames_per_step": 8, "interval": 4, **changes})
+
+
+def loss_of(segment, generator, frames):
+    shown = torch.from_numpy(render_segment(segment, segment.rank, generator)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return frame_loss(shown, frames).mean().item()
+
+
+@pytest.mark.parametrize(
+    ("frames", "interval", "expected"),
+    [(1, 10, [0]), (2, 10, [0, 1]), (11, 10, [0, 10]), (12, 10, [0, 6, 11]), (61, 10, [0, 10, 20, 30, 40, 50, 60])],
+)
+def test_key_prompts_open_and_close_the_segment(frames, interval, expected):
+    assert key_offsets(frames, interval).tolist() == expected
+
+
+@pytest.mark.parametrize("frames", range(1, 70))
+def test_no_interval_is_longer_than_asked(frames):
+    gaps = np.diff(key_offsets(frames, 10))
+    assert np.all(gaps >= 1)
+    assert np.all(gaps <= 10)
+
+
+def test_more_steps_lower_the_loss(frames, tiny_generator, tiny_encoder):
+    few = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[1, 4])
+    many = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=60), ranks=[1, 4])
+    assert loss_of(many, tiny_generator, frames) < loss_of(few, tiny_generator, frames)
+
+
+def test_segment_has_the_ladders_largest_rank(frames, tiny_generator, tiny_encoder):
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[1, 3])
+    assert segment.rank == 3
+    assert [k.frame_offset for k in segment.keys] == [0, 4, 7]
+    assert segment.u_scale.tolist() == [FAST.u_step] * 3
+
+
+def test_same_seed_same_codes(frames, tiny_generator, tiny_encoder):
+    one, two = (fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=4), ranks=[2, 4]) for _ in range(2))
+    assert one == two
+
+
+def test_shared_v_repeats(frames, tiny_generator, tiny_encoder):
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=3, share_v=True), ranks=[4])
+    for key in segment.keys[1:]:
+        np.testing.assert_array_equal(key.v, segment.keys[0].v)
+
+
+def test_random_start_without_an_encoder(frames, tiny_generator):
+    config = fit_preset("paper", iterations=3, interval=4)
+    segment = fit_segment(frames, tiny_generator, None, config, ranks=[2, 4])
+    assert segment.rank == 4
+
+
+def test_progress_is_told(frames, tiny_generator, tiny_encoder):
+    seen = []
+    fit_segment(
+        frames, tiny_generator, tiny_encoder, quick(iterations=3), ranks=[4], progress=lambda *at: seen.append(at)
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_one_frame_segment(frames, tiny_generator, tiny_encoder):
+    segment = fit_segment(frames[:1], tiny_generator, tiny_encoder, quick(iterations=2), ranks=[4])
+    assert [k.frame_offset for k in segment.keys] == [0]
+
+
+def test_plateau_ends_the_fit(frames, tiny_generator, tiny_encoder):
+    seen = []
+    config = quick(iterations=500, learning_rate=1e-9, min_learning_rate=4e-10, patience=2)
+    fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[4], progress=lambda at, _: seen.append(at))
+    assert len(seen) < 50
+
+
+def test_ranks_the_generator_lacks_are_refused(frames, tiny_generator):
+    with pytest.raises(BuildError, match="ranks 1 to 4"):
+        fit_segment(frames, tiny_generator, None, quick(), ranks=[2, 8])
+
+
+def test_frames_of_another_size_are_refused(frames, tiny_generator):
+    with pytest.raises(BuildError, match="expected"):
+        fit_segment(frames[..., :32], tiny_generator, None, quick(), ranks=[2])
+
+
+@pytest.mark.parametrize("changes", [{"iterations": 0}, {"learning_rate": 0.0}, {"worst_share": 1.0}])
+def test_settings_are_checked(changes):
+    with pytest.raises(BuildError, match=next(iter(changes))):
+        FitConfig(**changes)
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(BuildError, match="fast, paper"):
+        fit_preset("slow")
+    assert set(PRESETS) == {"fast", "paper"}
+
+
+def test_structural_similarity_of_equal_and_unequal_frames():
+    torch.manual_seed(0)
+    plane = torch.rand(2, 1, 64, 64) * 2 - 1
+    torch.testing.assert_close(structural_similarity(plane, plane), torch.ones(2))
+    assert (structural_similarity(plane, -plane) < -0.5).all()
+
+
+def test_frame_loss_is_zero_only_for_equal_frames(frames):
+    assert frame_loss(frames, frames).abs().max() < 1e-6
+    assert (frame_loss(frames + 0.05, frames) > 0.04).all()
+
+
+def test_rate_estimate_sees_smoothness_and_scale():
+    torch.manual_seed(0)
+    noise = torch.randn(1, 256, 2)
+    ramp = torch.linspace(-3, 3, 16).repeat(16).view(1, 256, 1).expand(1, 256, 2)
+    assert rate_estimate(ramp, (16, 16), 0.25) < rate_estimate(ramp, (0, 0), 0.25)
+    assert rate_estimate(noise, (16, 16), 0.25) > rate_estimate(noise, (16, 16), 0.5)
+    assert rate_estimate(torch.zeros(1, 256, 2), (16, 16), 0.25).item() == 0

@@ -1,0 +1,177 @@
+"""Loading and running generators: ours, plain diffusers folders, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+
+from player.errors import GeneratorError
+from player.generator import (
+    EMBEDDED_FOLDER,
+    find_folder,
+    load_generator,
+    one_step_constants,
+    resolve_device,
+    resolve_dtype,
+)
+
+# The scheduler of stabilityai/sd-turbo as far as one step needs it.
+SD_TURBO_SCHEDULER = {
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+
+
+def test_constants_are_the_published_ones():
+    c_skip, c_out = one_step_constants(SD_TURBO_SCHEDULER)
+    assert 1 / c_skip == pytest.approx(0.0683, abs=5e-5)
+    assert c_out == pytest.approx(-14.6146, abs=5e-4)
+
+
+@pytest.mark.parametrize(("key", "value"), [("prediction_type", "v_prediction"), ("beta_schedule", "cosine")])
+def test_other_schedules_are_refused(key, value):
+    with pytest.raises(GeneratorError, match=value):
+        one_step_constants({**SD_TURBO_SCHEDULER, key: value})
+
+
+def test_renders_frames_of_its_native_size(tiny_generator):
+    torch.manual_seed(0)
+    frames = tiny_generator.generate(torch.randn(3, tiny_generator.tokens, tiny_generator.width))
+    assert frames.shape == (3, 3, 64, 64)
+    assert torch.isfinite(frames).all()
+    assert tiny_generator.native_size == (64, 64)
+
+
+def test_a_frame_depends_on_its_own_embedding(tiny_generator):
+    torch.manual_seed(0)
+    embeddings = torch.randn(2, tiny_generator.tokens, tiny_generator.width)
+    both = tiny_generator.generate(embeddings)
+    alone = tiny_generator.generate(embeddings[1:])
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
+    assert (both[0] - both[1]).abs().max() > 1e-3
+
+
+def test_gradients_reach_the_embeddings(tiny_generator):
+    embeddings = torch.zeros(1, tiny_generator.tokens, tiny_generator.width, requires_grad=True)
+    tiny_generator.generate(embeddings).square().mean().backward()
+    assert embeddings.grad.abs().sum() > 0
+    assert all(p.grad is None for p in tiny_generator.parameters())
+
+
+def test_identity_follows_the_weights(tiny_folder, tiny_generator, tmp_path):
+    copy = tmp_path / tiny_folder.name
+    shutil.copytree(tiny_folder, copy)
+    assert load_generator(str(copy), device="cpu").id == tiny_generator.id
+    settings = json.loads((copy / "promptdash.json").read_text())
+    settings["c_out"] = 0.5
+    (copy / "promptdash.json").write_text(json.dumps(settings))
+    assert load_generator(str(copy), device="cpu").id != tiny_generator.id
+
+
+@pytest.fixture
+def plain_folder(tmp_path):
+    """A random model in the layout of SD-Turbo: UNet, AutoencoderTiny and scheduler, nothing of ours."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+    unet.save_pretrained(tmp_path / "unet")
+    widths = (16, 16, 16, 16)
+    AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).save_pretrained(tmp_path / "vae")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(SD_TURBO_SCHEDULER))
+    return tmp_path
+
+
+def test_a_plain_diffusers_folder_gets_the_published_prompt_space(plain_folder):
+    generator = load_generator(str(plain_folder), device="cpu")
+    assert (generator.tokens, generator.width, generator.max_rank) == (77, 24, 24)
+    assert generator.native_size == (64, 64)
+    noise = np.random.RandomState(88).randn(1, 4, 8, 8)[0]
+    np.testing.assert_allclose(generator.start_latent.numpy(), noise, rtol=1e-6)
+    embeddings = torch.randn(1, 77, 24)
+    x = generator.start_latent[None]
+    expected = generator.settings.c_out * generator.unet(x, 999, embeddings).sample + generator.settings.c_skip * x
+    torch.testing.assert_close(generator.denoise(embeddings), expected)
+    assert generator.generate(embeddings).shape == (1, 3, 64, 64)
+
+
+def test_another_decoder_can_be_named(plain_folder, tiny_folder):
+    with pytest.raises(GeneratorError, match="no such folder"):
+        load_generator(str(plain_folder), decoder="missing", device="cpu")
+
+
+def test_missing_files_are_named(plain_folder):
+    (plain_folder / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(GeneratorError, match=r"scheduler_config\.json is missing"):
+        load_generator(str(plain_folder), device="cpu")
+
+
+def test_wrong_architecture_is_named(plain_folder):
+    config = plain_folder / "unet" / "config.json"
+    content = json.loads(config.read_text())
+    content["_class_name"] = "FluxTransformer2DModel"
+    config.write_text(json.dumps(content))
+    with pytest.raises(GeneratorError, match="found a FluxTransformer2DModel, expected a UNet2DConditionModel"):
+        load_generator(str(plain_folder), device="cpu")
+
+
+def test_corrupt_weights_are_one_line(plain_folder):
+    weights = next((plain_folder / "unet").glob("*.safetensors"))
+    weights.write_bytes(b"not a safetensors file")
+    with pytest.raises(GeneratorError) as caught:
+        load_generator(str(plain_folder), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["no-such-model", "./nowhere", "a/b/c"])
+def test_unknown_specs_say_what_was_expected(spec):
+    with pytest.raises(GeneratorError, match="expected `embedded`, a folder or a hub id"):
+        find_folder(spec)
+
+
+def test_device_and_dtype_words():
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(GeneratorError, match="expected auto"):
+        resolve_dtype("float8", torch.device("cpu"))
+    with pytest.raises(GeneratorError, match="not known"):
+        resolve_device("quantum")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_a_device_is_refused():
+    with pytest.raises(GeneratorError, match="no CUDA device"):
+        resolve_device("cuda")
+
+
+def test_the_embedded_model_is_small_and_fast():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    generator = load_generator("embedded", device="cpu")
+    assert generator.id.startswith("embedded-")
+    shipped = [f for part in ("unet", "vae") for f in (EMBEDDED_FOLDER / part).rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in shipped) <= 20e6
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        frames = generator.generate(generator.base[None])
+    assert frames.shape == (1, 3, 256, 256)
+    assert counter.get_total_flops() <= 3e9
