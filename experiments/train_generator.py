@@ -12,7 +12,6 @@ import argparse
 import csv
 import logging
 import math
-import os
 import platform
 import sys
 import time
@@ -82,7 +81,7 @@ class Models:
     def to(self, device: torch.device) -> Models:
         """Move both to a device, channels last in memory."""
         for part in self.parts().values():
-            part.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            part.to(device).to(memory_format=torch.channels_last)
         return self
 
 
@@ -310,7 +309,7 @@ class Trainer:
         }
         partial = self.out / "checkpoint.pt.part"
         torch.save(state, partial)
-        os.replace(partial, self.out / "checkpoint.pt")
+        partial.replace(self.out / "checkpoint.pt")
 
     def resume(self) -> bool:
         """Take up the last checkpoint of the output folder, if there is one; return whether there was."""
@@ -379,6 +378,10 @@ class Trainer:
     def _model_card(self) -> str:
         config, generator, encoder = self.config, self.models.generator, self.models.encoder
         sources = sorted({p.source for p in self.training.pictures})
+
+        def millions(part: nn.Module) -> str:
+            return f"{count_parameters(part) / 1e6:.2f}"
+
         psnr = "\n".join(f"| {name} | {value:.2f} |" for name, value in self.held_out_psnr().items())
         hardware = (
             torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -388,13 +391,14 @@ class Trainer:
 One-step latent generator for prompts, {config.size}x{config.size}, {generator.tokens} tokens of width {config.width},
 ranks 1 to {config.rank}. Written by `python -m experiments.train_generator`.
 
-- Data: {len(self.training.pictures)} pictures of {len(sources)} sources, {len(self.held.pictures)} more held out; no video.
+- Data: {len(self.training.pictures)} pictures of {len(sources)} sources, no video; {len(self.held.pictures)} pictures more
+  were held out.
 - Steps (autoencoder, latent, joint): {config.steps}; frames a step: {config.batch}; seed {config.seed}.
 - Hardware: {hardware} ({platform.machine()}), torch {torch.__version__}; {self.seconds / 60:.0f} minutes of training.
 - Losses: mean absolute error and SSIM on three scales; latent squared error; an estimate of the prompts' bits. No
   perceptual network, so that LPIPS and SSIMULACRA2 stay honest measurements.
-- Parameters: UNet {count_parameters(generator.unet) / 1e6:.2f} M, decoder {count_parameters(generator.decoder) / 1e6:.2f} M,
-  encoder (packager only) {count_parameters(encoder) / 1e6:.2f} M.
+- Parameters (million): UNet {millions(generator.unet)}, decoder {millions(generator.decoder)}, encoder, which only the
+  packager needs, {millions(encoder)}.
 
 Held-out pictures, centre crops, prompts straight from the encoder (no fitting), U quantized with step {config.u_step}:
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,7 +178,7 @@ def load_generator(spec: str, *, decoder: str | None = None, device: str = "auto
         generator.unet.to(precision)
         generator.decoder.to(precision)
     generator.eval().requires_grad_(False)
-    return generator.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return generator.to(where).to(memory_format=torch.channels_last)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -249,7 +250,7 @@ def _read_json(path: Path, spec: str) -> dict:
     return content
 
 
-def _load_part(kind: type, folder: Path) -> nn.Module:
+def _load_part(kind: Any, folder: Path) -> nn.Module:
     try:
         return kind.from_pretrained(folder, torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -301,7 +302,7 @@ def _published_prompt_space(folder: Path, unet: UNet2DConditionModel) -> tuple[G
     channels, size = unet.config["in_channels"], unet.config["sample_size"]
     max_rank = min(CLIP_TOKENS, width)
     settings = GeneratorSettings(CLIP_TOKENS, width, max_rank, (0, 0), PAPER_TIMESTEP, c_skip, c_out)
-    noise = np.random.RandomState(PAPER_SEED).randn(1, channels, size, size)[0]  # noqa: NPY002  (the published noise)
+    noise = np.random.RandomState(PAPER_SEED).randn(1, channels, size, size)[0]
     tensors = {
         "base": torch.zeros(CLIP_TOKENS, width),
         "dictionary": torch.zeros(max_rank, width),
