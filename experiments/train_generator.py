@@ -391,8 +391,8 @@ class Trainer:
 One-step latent generator for prompts, {config.size}x{config.size}, {generator.tokens} tokens of width {config.width},
 ranks 1 to {config.rank}. Written by `python -m experiments.train_generator`.
 
-- Data: {len(self.training.pictures)} pictures of {len(sources)} sources, no video; {len(self.held.pictures)} pictures more
-  were held out.
+- Data: {len(self.training.pictures)} pictures of {len(sources)} sources, no video;
+  {len(self.held.pictures)} pictures more were held out.
 - Steps (autoencoder, latent, joint): {config.steps}; frames a step: {config.batch}; seed {config.seed}.
 - Hardware: {hardware} ({platform.machine()}), torch {torch.__version__}; {self.seconds / 60:.0f} minutes of training.
 - Losses: mean absolute error and SSIM on three scales; latent squared error; an estimate of the prompts' bits. No
