@@ -1,13 +1,21 @@
-"""The packager's errors: videos, settings and folders that cannot be packaged, always in one line."""
+"""The packager's errors: what was wrong with a video, a setting or a folder, always in one line."""
 
 
 class PackagerError(Exception):
     """Base class of every error the packager raises on bad input."""
 
 
-class VideoError(PackagerError):
-    """A video that cannot be opened, has no video stream, or stops in the middle."""
+class VideoError(PackagerError, ValueError):
+    """A file that is not a video this build can read: missing, damaged, without pictures, or changing its size."""
 
 
-class BuildError(PackagerError):
-    """Settings that contradict each other, or an output folder that holds something else."""
+class BuildError(PackagerError, ValueError):
+    """A setting out of its range, or settings that contradict each other."""
+
+
+class EncodeError(PackagerError):
+    """An encoder that cannot be opened or did not deliver what was asked of it."""
+
+
+class FolderError(PackagerError):
+    """An output folder that cannot be used: another build's, unfinished, damaged, or not ours to replace."""

@@ -337,7 +337,9 @@ class _ScaleGraph:
         self, size: tuple[int, int], pixel_format: str, out_size: tuple[int, int], out_format: str, *, colour: str
     ) -> None:
         self._graph = av.filter.Graph()
-        source = self._graph.add_buffer(width=size[0], height=size[1], format=pixel_format, time_base=Fraction(1, 1000))
+        source = self._graph.add(
+            "buffer", video_size=f"{size[0]}x{size[1]}", pix_fmt=pixel_format, time_base="1/1000", pixel_aspect="1/1"
+        )
         scale = self._graph.add("scale", f"{out_size[0]}:{out_size[1]}:flags={_SCALER}{colour}")
         form = self._graph.add("format", out_format)
         sink = self._graph.add("buffersink")

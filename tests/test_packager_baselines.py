@@ -1,0 +1,140 @@
+"""H.265 ladders: segments that decode alone, on time, at the bitrate asked for, and the same every time."""
+
+import io
+import logging
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from packager.baselines import VideoStream, codecs_parameter, encode_h265
+from packager.errors import EncodeError
+
+STREAM = VideoStream(64, 48, Fraction(30), 8)
+
+
+def moving_frames(count, width=64, height=48):
+    """A textured picture that slides and gets brighter by 6 a frame, so that order can be checked."""
+    texture = np.random.default_rng(1).integers(0, 60, (height, width * 2, 3)).astype(np.uint8)
+    return [texture[:, k % width : k % width + width] + np.uint8(6 * (k % 30)) for k in range(count)]
+
+
+def encode(folder, frames, bitrate_bps=60_000, stream=STREAM, **options):
+    return encode_h265(lambda: iter(frames), stream, bitrate_bps=bitrate_bps, folder=folder, **options)
+
+
+def decode(folder, number):
+    data = (folder / "init.mp4").read_bytes() + (folder / f"seg-{number:05d}.m4s").read_bytes()
+    with av.open(io.BytesIO(data)) as container:
+        return list(container.decode(video=0))
+
+
+def base_time(segment):
+    return struct.unpack_from(">Q", segment, segment.index(b"tfdt") + 8)[0]
+
+
+def shown_at(segment, duration=1):
+    """Composition times in order, from tfdt and trun alone (FFmpeg's reader shifts signed offsets by their minimum)."""
+    at = segment.index(b"trun") + 4
+    flags, count = struct.unpack_from(">II", segment, at)
+    assert flags & 0x01000E05 == 0x01000A05  # version 1; sizes and signed offsets for every sample
+    stride = 8 + 4 * bool(flags & 0x100)
+    offsets = [struct.unpack_from(">i", segment, at + 16 + k * stride + stride - 4)[0] for k in range(count)]
+    return sorted(base_time(segment) + k * duration + offset for k, offset in enumerate(offsets))
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    return encode(tmp_path_factory.mktemp("h265"), moving_frames(21))
+
+
+def test_segments_decode_alone_with_exact_frames_and_times(encoded):
+    assert (encoded.segments, encoded.frames) == (3, 21)
+    frames = moving_frames(21)
+    for number, (start, count) in enumerate([(0, 8), (8, 8), (16, 5)], start=1):
+        shown = decode(encoded.folder, number)
+        assert len(shown) == count
+        assert [frame.pts - shown[0].pts for frame in shown] == list(range(count))
+        assert shown[0].key_frame
+        assert not any(frame.key_frame for frame in shown[1:])
+        assert shown[0].time_base == Fraction(1, 30)
+        for frame, original in zip(shown, frames[start : start + count], strict=True):
+            assert abs(frame.to_ndarray(format="rgb24").mean() - original.mean()) < 3
+        segment = (encoded.folder / f"seg-{number:05d}.m4s").read_bytes()
+        assert base_time(segment) == start
+        assert shown_at(segment) == list(range(start, start + count))
+
+
+def test_last_segment_may_be_one_frame_and_time_units_follow_the_rate(tmp_path):
+    stream = VideoStream(64, 48, Fraction(30000, 1001), 8)
+    encoded = encode(tmp_path, moving_frames(9), stream=stream)
+    assert encoded.segments == 2
+    assert len(decode(tmp_path, 2)) == 1
+    assert shown_at((tmp_path / "seg-00001.m4s").read_bytes(), 1001) == [k * 1001 for k in range(8)]
+    assert base_time((tmp_path / "seg-00002.m4s").read_bytes()) == 8 * 1001
+
+
+def test_boxes_are_cmaf(encoded):
+    init = (encoded.folder / "init.mp4").read_bytes()
+    segment = (encoded.folder / "seg-00001.m4s").read_bytes()
+    assert init[4:8] == b"ftyp"
+    assert b"hvc1" in init
+    assert (b"mfra" in segment, b"Lavf" in init) == (False, False)
+    kinds, at = [], 0
+    while at < len(segment):
+        size, kind = struct.unpack_from(">I4s", segment, at)
+        kinds.append(kind)
+        at += size
+    assert (kinds, at) == ([b"styp", b"moof", b"mdat"], len(segment))
+
+
+def test_every_byte_is_counted(encoded):
+    on_disk = sum(path.stat().st_size for path in encoded.folder.iterdir())
+    assert encoded.size_bytes == on_disk
+    assert encoded.bitrate_bps == pytest.approx(on_disk * 8 * 30 / 21)
+
+
+@pytest.mark.parametrize("bitrate_bps", [60_000, 150_000])
+def test_bitrate_is_met_with_the_container_included(tmp_path, bitrate_bps):
+    encoded = encode(tmp_path, moving_frames(60), bitrate_bps, VideoStream(64, 48, Fraction(30), 30))
+    assert encoded.bitrate_bps == pytest.approx(bitrate_bps, rel=0.06)
+
+
+def test_a_bitrate_out_of_reach_is_reported(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        encoded = encode(tmp_path, moving_frames(16), 2_000)
+    assert encoded.bitrate_bps > 4_000
+    assert "2.0 were asked for" in caplog.text
+
+
+def test_same_input_gives_the_same_bytes(encoded, tmp_path):
+    again = encode(tmp_path, moving_frames(21))
+    for path in encoded.folder.iterdir():
+        assert (again.folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_colours_survive_and_are_tagged(tmp_path):
+    flat = [np.full((48, 64, 3), (200, 60, 30), np.uint8)] * 8
+    encode(tmp_path, flat, 200_000)
+    frame = decode(tmp_path, 1)[3]
+    assert (frame.colorspace, frame.color_range) == (6, 1)
+    assert np.abs(frame.to_ndarray(format="rgb24")[20, 20].astype(int) - (200, 60, 30)).max() <= 3
+
+
+def test_codecs_parameter_is_rfc_6381(encoded):
+    assert encoded.codecs == "hvc1.1.6.L30.90"
+    with pytest.raises(EncodeError, match="no hvcC"):
+        codecs_parameter(b"\0" * 40)
+
+
+def test_progress_counts_frames_of_every_pass(tmp_path):
+    seen = []
+    encode(tmp_path, moving_frames(8), progress=seen.append)
+    assert sum(seen) in (16, 24, 32)
+
+
+def test_an_empty_video_is_refused(tmp_path):
+    with pytest.raises(EncodeError, match="no frame"):
+        encode(tmp_path, [])
