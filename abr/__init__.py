@@ -1,0 +1,31 @@
+"""Bitrate controllers and throughput estimators: pure functions of what the player sees."""
+
+from abr.base import Abr, Decision, Ladder, Observation, ThroughputSample
+from abr.config import AbrConfig
+from abr.errors import AbrError, LadderError, ObservationError, OptionError, PluginError, UnknownControllerError
+from abr.path import PathModel
+from abr.registry import create_abr, known_names, known_options
+from abr.throughput import NaiveEstimator, RateEstimate, SlowStartEstimator, create_estimator
+
+__all__ = [
+    "Abr",
+    "AbrConfig",
+    "AbrError",
+    "Decision",
+    "Ladder",
+    "LadderError",
+    "NaiveEstimator",
+    "Observation",
+    "ObservationError",
+    "OptionError",
+    "PathModel",
+    "PluginError",
+    "RateEstimate",
+    "SlowStartEstimator",
+    "ThroughputSample",
+    "UnknownControllerError",
+    "create_abr",
+    "create_estimator",
+    "known_names",
+    "known_options",
+]

@@ -1,0 +1,75 @@
+"""`python -m abr list` and `python -m abr explain NAME OBSERVATION.json`: what a controller would do, and why."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from abr.base import Ladder, Observation, ThroughputSample
+from abr.errors import AbrError, ObservationError
+from abr.registry import create_abr, known_names, known_options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m abr", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="print the controllers and their options")
+    explain = commands.add_parser("explain", help="print the decision and its reason as JSON")
+    explain.add_argument("name", help="controller, as in `list`")
+    explain.add_argument("observation", type=Path, help="JSON: ladder, observation, options (see docs/controllers.md)")
+    parsed = parser.parse_args(arguments)
+    try:
+        text = _list() if parsed.command == "list" else _explain(parsed.name, parsed.observation)
+    except (AbrError, OSError) as error:
+        print(f"abr: {error}", file=sys.stderr)
+        return 1
+    print(text)
+    return 0
+
+
+def _list() -> str:
+    """Return one line per controller: name and options; a broken plug-in's line says what is wrong with it."""
+    lines = []
+    for name in known_names():
+        try:
+            options = known_options(name)
+        except AbrError as error:
+            lines.append(f"{name:12} broken: {error}")
+            continue
+        lines.append(f"{name:12} {'any option' if options is None else ', '.join(options)}")
+    return "\n".join(lines)
+
+
+def _explain(name: str, path: Path) -> str:
+    """Return the decision for the ladder and observation in the file `path` as JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ladder = Ladder(**content["ladder"])
+        observation = _observation(content["observation"])
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ObservationError(f"{path}: not JSON: {error}") from error
+    except KeyError as error:
+        raise ObservationError(f"{path}: no {error.args[0]!r}; ladder and observation are needed") from error
+    except TypeError as error:
+        raise ObservationError(f"{path}: {error}") from error
+    if not 0 <= observation.segment_index < ladder.segments:
+        raise ObservationError(f"{path}: segment_index {observation.segment_index}, but 0..{ladder.segments - 1} exist")
+    capacity_s = observation.buffer_capacity_s
+    controller = create_abr(name, ladder, buffer_capacity_s=capacity_s, **content.get("options", {}))
+    decision = dataclasses.asdict(controller.choose(observation))
+    return json.dumps({"controller": name, "segment": observation.segment_index, **decision}, indent=2)
+
+
+def _observation(values: dict[str, Any]) -> Observation:
+    """Build an observation from its JSON form, where samples are a list of objects."""
+    samples = tuple(ThroughputSample(**sample) for sample in values.get("samples", []))
+    return Observation(**{**values, "samples": samples})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""What every controller sees and says: ladder, observation, decision, and the protocol between player and controller.
+
+Times in seconds, sizes in bytes, rates in bit/s. R representations, S segments. No I/O and no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abr.errors import LadderError, ObservationError, OptionError
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """The representations of one programme, lowest bitrate first. Arrays are copied and made read-only."""
+
+    bitrate_bps: NDArray[np.float64]
+    """[R] average bitrate of each representation, ascending, > 0."""
+    segment_bytes: NDArray[np.int64]
+    """[S, R] size of each segment on disk, > 0."""
+    segment_duration_s: NDArray[np.float64]
+    """[S] playing time of each segment, > 0."""
+    quality: NDArray[np.float64] | None = None
+    """[S, R] measured mean quality of each segment in a metric of the caller's choice, or None."""
+    names: tuple[str, ...] = ()
+    """R identifiers, as in the manifest; "0", "1", ... if not given."""
+    init_bytes: NDArray[np.int64] | None = None
+    """[R] size of the init segment that must be fetched before a representation's first segment, or None."""
+
+    def __post_init__(self) -> None:
+        bitrate = _read_only(self.bitrate_bps, np.float64, "bitrate_bps", 1)
+        sizes = _read_only(self.segment_bytes, np.int64, "segment_bytes", 2)
+        duration = _read_only(self.segment_duration_s, np.float64, "segment_duration_s", 1)
+        count, segments = len(bitrate), len(duration)
+        if count == 0 or segments == 0:
+            raise LadderError(f"a ladder needs at least one representation and one segment, not {count} and {segments}")
+        if sizes.shape != (segments, count):
+            raise LadderError(f"segment_bytes: shape {sizes.shape}, but ({segments}, {count}) expected")
+        if not (np.all(np.isfinite(bitrate)) and np.all(bitrate > 0) and np.all(np.diff(bitrate) >= 0)):
+            raise LadderError(f"bitrate_bps must be positive and ascending, not {bitrate.tolist()}")
+        if np.any(sizes <= 0):
+            raise LadderError("segment_bytes: every segment must hold at least one byte")
+        if not (np.all(np.isfinite(duration)) and np.all(duration > 0)):
+            raise LadderError("segment_duration_s: every segment must last longer than 0 s")
+        names = tuple(self.names) or tuple(str(index) for index in range(count))
+        if len(names) != count:
+            raise LadderError(f"{len(names)} names for {count} representations")
+        values: dict[str, Any] = {"bitrate_bps": bitrate, "segment_bytes": sizes, "segment_duration_s": duration}
+        if self.quality is not None:
+            values["quality"] = _read_only(self.quality, np.float64, "quality", 2)
+            if values["quality"].shape != sizes.shape:
+                raise LadderError(f"quality: shape {values['quality'].shape}, but segment_bytes has {sizes.shape}")
+        if self.init_bytes is not None:
+            values["init_bytes"] = _read_only(self.init_bytes, np.int64, "init_bytes", 1)
+            if values["init_bytes"].shape != (count,) or np.any(values["init_bytes"] < 0):
+                raise LadderError(f"init_bytes: {count} non-negative sizes expected, not {self.init_bytes}")
+        for name, value in {**values, "names": names}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def segments(self) -> int:
+        """Number of segments S."""
+        return len(self.segment_duration_s)
+
+    @property
+    def representations(self) -> int:
+        """Number of representations R."""
+        return len(self.bitrate_bps)
+
+    def highest_within(self, rate_bps: float) -> int:
+        """Index of the highest representation whose average bitrate is at most `rate_bps`; 0 if none is."""
+        return max(int(np.searchsorted(self.bitrate_bps, rate_bps, side="right")) - 1, 0)
+
+
+@dataclass(frozen=True)
+class ThroughputSample:
+    """What the player measured of one transfer."""
+
+    size_bytes: int
+    """Payload bytes received, > 0."""
+    request_s: float
+    """When the request was sent."""
+    first_byte_s: float
+    """When the first bytes of the answer arrived."""
+    finish_s: float
+    """When the last byte arrived."""
+
+    def __post_init__(self) -> None:
+        times = (self.request_s, self.first_byte_s, self.finish_s)
+        if self.size_bytes <= 0 or not all(math.isfinite(time) for time in times):
+            raise ObservationError(f"a sample needs bytes > 0 and finite times, not {self}")
+        if not self.request_s <= self.first_byte_s <= self.finish_s:
+            raise ObservationError(f"a sample's times must ascend (request, first byte, finish), not {times}")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything a controller may look at when it chooses the next segment's representation."""
+
+    now_s: float
+    """Session time of the decision."""
+    segment_index: int
+    """The segment to choose for, 0-based; indexes the ladder's rows."""
+    buffer_s: float
+    """Media downloaded and not yet played, rendered or not."""
+    buffer_capacity_s: float
+    """The most media the player will hold."""
+    last_representation: int | None = None
+    """Representation of the segment downloaded before, or None at the start."""
+    samples: tuple[ThroughputSample, ...] = field(default=())
+    """The latest transfers, oldest first."""
+    playing: bool = False
+    """Whether playback runs: False at startup and while rebuffering."""
+    render_speed: float | None = None
+    """How many times faster than real time segments are rendered; None if unknown or free."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a controller answers."""
+
+    representation: int
+    """Index into the ladder, 0 = lowest bitrate."""
+    wait_s: float = 0.0
+    """How long to wait before the request, >= 0. The player cuts it so that waiting alone never drains the buffer."""
+    estimate_bps: float | None = None
+    """The rate the controller believed in, for the log; None if it used none."""
+    reason: str = ""
+    """One line for the log: which rule decided and on what numbers."""
+
+
+class Abr(Protocol):
+    """A controller. One instance serves one session; it may keep state, and it never reads a clock."""
+
+    def choose(self, observation: Observation) -> Decision:
+        """Choose the representation of `observation.segment_index`."""
+        ...
+
+
+def check_fraction(name: str, value: float, *, above: float = 0.0, most: float = 1.0) -> float:
+    """Return `value` if above < value <= most; raise OptionError naming the option otherwise."""
+    if not (math.isfinite(value) and above < value <= most):
+        raise OptionError(f"{name} must be in ({above:g}, {most:g}], not {value:g}")
+    return float(value)
+
+
+def check_positive(name: str, value: float) -> float:
+    """Return `value` if it is finite and > 0; raise OptionError naming the option otherwise."""
+    if not (math.isfinite(value) and value > 0):
+        raise OptionError(f"{name} must be positive, not {value:g}")
+    return float(value)
+
+
+def _read_only(value: Any, dtype: type, name: str, dimensions: int) -> NDArray[Any]:
+    """Return a read-only copy of `value` as an array of `dtype`; integers must be whole."""
+    try:
+        raw = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise LadderError(f"{name}: not a regular array of numbers") from error
+    if raw.ndim != dimensions:
+        raise LadderError(f"{name}: {raw.ndim} dimensions, but {dimensions} expected")
+    if dtype is np.int64 and not (np.all(np.isfinite(raw)) and np.array_equal(raw, np.floor(raw))):
+        raise LadderError(f"{name}: whole numbers expected")
+    array: NDArray[Any] = raw.astype(dtype)
+    array.setflags(write=False)
+    return array

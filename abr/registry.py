@@ -1,0 +1,102 @@
+"""Controllers by name: the built-in ones and those other installed packages offer.
+
+A package offers a controller by an entry point in the group `promptdash.abr`; it names a class or function that is
+called as `factory(ladder, buffer_capacity_s=..., **options)` and returns an object with `choose`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from abr.base import Abr, Ladder
+from abr.bola import Bola
+from abr.buffer_based import BufferBased
+from abr.errors import AbrError, OptionError, PluginError, UnknownControllerError
+from abr.fixed import Fixed
+from abr.throughput import ewma_controller, harmonic_controller
+
+log = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "promptdash.abr"
+
+BUILT_IN: dict[str, Callable[..., Abr]] = {
+    "bba": BufferBased,
+    "bola": Bola,
+    "ewma": ewma_controller,
+    "fixed": Fixed,
+    "throughput": harmonic_controller,
+}
+
+
+def known_names() -> list[str]:
+    """Return the names of all controllers, built in and installed, in alphabetical order."""
+    return sorted({*BUILT_IN, *(point.name for point in _entry_points())})
+
+
+def known_options(name: str) -> list[str] | None:
+    """Return the options the controller takes besides ladder and cap, or None if it takes any."""
+    parameters = inspect.signature(_factory(name)).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [parameter.name for parameter in parameters if parameter.kind in keyword]
+    return [option for option in named[1:] if option != "buffer_capacity_s"]
+
+
+def create_abr(name: str, ladder: Ladder, *, buffer_capacity_s: float, **options: Any) -> Abr:
+    """Build the controller called `name` for one session.
+
+    Raises:
+        UnknownControllerError: no such name; the message lists the known ones.
+        OptionError: an option it does not take, or a value out of range.
+        PluginError: a controller of another package that cannot be loaded or lacks `choose`.
+    """
+    factory = _factory(name)
+    allowed = known_options(name)
+    if allowed is not None and (unknown := sorted(set(options) - set(allowed))):
+        known = ", ".join(allowed) or "none"
+        raise OptionError(f"controller {name!r} has no option {', '.join(unknown)}; known: {known}")
+    if name in BUILT_IN:
+        return factory(ladder, buffer_capacity_s=buffer_capacity_s, **options)
+    try:
+        controller = factory(ladder, buffer_capacity_s=buffer_capacity_s, **options)
+    except AbrError:
+        raise
+    except Exception as error:  # whatever a foreign package raises is its fault, said in our words
+        raise PluginError(f"controller {name!r} (plug-in) failed to start: {type(error).__name__}: {error}") from error
+    if not callable(getattr(controller, "choose", None)):
+        raise PluginError(f"controller {name!r} (plug-in) made a {type(controller).__name__} without a choose method")
+    return controller
+
+
+def _entry_points() -> list[metadata.EntryPoint]:
+    """Return the installed plug-ins; a built-in name wins over a plug-in's."""
+    points = list(metadata.entry_points(group=ENTRY_POINT_GROUP))
+    for point in points:
+        if point.name in BUILT_IN:
+            log.warning("plug-in %s is ignored: the controller name %r is built in", point.value, point.name)
+    return [point for point in points if point.name not in BUILT_IN]
+
+
+def _factory(name: str) -> Callable[..., Abr]:
+    """Return what builds the controller called `name`."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    found = [point for point in _entry_points() if point.name == name]
+    if not found:
+        raise UnknownControllerError(f"unknown controller {name!r}; known: {', '.join(known_names())}")
+    if len({point.value for point in found}) > 1:
+        values = ", ".join(sorted(point.value for point in found))
+        raise PluginError(f"controller {name!r} is offered more than once: {values}")
+    try:
+        factory = found[0].load()
+    except Exception as error:  # importing foreign code may raise anything
+        message = f"controller {name!r} (plug-in {found[0].value}) cannot be loaded: {type(error).__name__}: {error}"
+        raise PluginError(message) from error
+    if not callable(factory):
+        raise PluginError(f"controller {name!r} (plug-in {found[0].value}) is a {type(factory).__name__}, not callable")
+    return factory
