@@ -67,7 +67,7 @@ class Family:
 
 @lru_cache(maxsize=1)
 def _index() -> tuple[tuple[Family, ...], dict[str, str]]:
-    """Return the families and the extra names (normalised) that point to entries."""
+    """Return the families and the extra names that point to entries."""
     content: dict[str, Any] = json.loads(_data("catalogue.json").read_text(encoding="utf-8"))
     families = tuple(
         Family(
@@ -78,7 +78,7 @@ def _index() -> tuple[tuple[Family, ...], dict[str, str]]:
         )
         for family in content["families"]
     )
-    return families, {_normalise(alias): name for alias, name in content["aliases"].items()}
+    return families, content["aliases"]
 
 
 def families() -> tuple[Family, ...]:
@@ -94,20 +94,20 @@ def aliases() -> dict[str, str]:
 def find(name: str) -> Entry | None:
     """Return the entry a name stands for, or None.
 
-    Case does not matter and `/`, `_`, `.` and `-` are alike. In this order a name is: a family (its default member), a
-    canonical name, an extra name or an original Mahimahi file name, `family/number`, the beginning of a canonical name
-    up to a `-` (the first such member).
+    Case does not matter and `/`, `_`, `.` and `-` are alike. In this order a name is: a family (its default member), an
+    extra name, a canonical name or the name of the original file, `family/number`, the beginning of a canonical name up
+    to a `-` (the first such member).
     """
     key = _normalise(name)
     everything = {entry.name: entry for family in families() for entry in family.entries}
     for family in families():
         if key == family.name:
             return everything[family.default]
-    for entry in everything.values():
-        if key == _normalise(entry.name):
-            return entry
     if key in _index()[1]:
         return everything[_index()[1][key]]
+    for entry in everything.values():
+        if key in (_normalise(entry.name), _normalise(entry.original)):
+            return entry
     for family in families():
         stem, _, number = key.rpartition("-")
         if stem == family.name and number.isascii() and number.isdigit() and 1 <= int(number) <= len(family.entries):

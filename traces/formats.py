@@ -2,10 +2,10 @@
 
 - mahimahi: one whole number of ms per line, sorted, repeated for several MTUs. These are the opportunities; the period
   is the last line.
-- cooked: `time_s Mbit/s` per line, times increasing. Line k's rate holds over (t[k-1], t[k]], the rate of line 0 is not
-  used: it marks the start (Pensieve's rule).
-- sabre: a JSON list of {duration_ms, bandwidth_kbps, latency_ms}, the periods in order. Latency is the link's affair and
-  is not read.
+- cooked: `time_s Mbit/s` per line, times increasing. Line k's rate holds over (t[k-1], t[k]], the rate of line 0 is
+  not used: it marks the start (Pensieve's rule).
+- sabre: a JSON list of {duration_ms, bandwidth_kbps, latency_ms}, the periods in order. Latency is the link's affair
+  and is not read.
 
 Every error is one line, `file:line: found X, expected Y`.
 """
@@ -55,7 +55,7 @@ class RateSeries:
         opportunities = spread_evenly(edges_ms, np.diff(done), name=name)
         if opportunities.size == 0:
             raise TraceError(
-                f"{name}: found {int(done[-1])} bytes in all, expected at least half a packet ({MTU_BYTES})"
+                f"{name}: found {int(done[-1])} bytes in all, expected half a packet ({MTU_BYTES}) or more"
             )
         return Trace(name=name, opportunities_ms=opportunities, period_ms=int(edges_ms[-1]))
 

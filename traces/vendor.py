@@ -157,8 +157,7 @@ def build(root: Path) -> tuple[dict[str, object], dict[str, IntArray]]:
         default = entries[0 if named else (len(entries) - 1) // 2]
         described = [{key: value for key, value in asdict(entry).items() if key != "family"} for entry in entries]
         catalogue.append({"name": family, "title": _TITLES[family], "default": default.name, "entries": described})
-    aliases = _ALIASES | {original: name for name, original in _MAHIMAHI.items()}
-    return {"families": catalogue, "aliases": aliases}, tables
+    return {"families": catalogue, "aliases": _ALIASES}, tables
 
 
 def _describe(name: str, family: str, table: _Table, stated: tuple[str, str]) -> Entry:
