@@ -68,6 +68,7 @@ class _Flow:
     sample_at: int = 0  # the next round-trip sample: this packet ...
     sampled_from_us: float = 0.0  # ... which reached the link at this time
     arrival_us: float = 0.0  # the latest arrival at the link
+    probed: bool = False  # a tail loss probe is out
 
 
 class FluidTransport:
@@ -160,7 +161,7 @@ class FluidTransport:
         self._release(flow, flow.sampled_from_us, flow.sampled_from_us)
         while flow.admitted < total:
             if flow.acked == flow.admitted:
-                if not self._time_out(flow, deadline_us):
+                if not self._rescue(flow, deadline_us):
                     break
                 continue
             if self._departure_us(flow, flow.acked) > deadline_us:
@@ -172,6 +173,7 @@ class FluidTransport:
         """Process the next few acknowledgements at once, and what they release."""
         if flow.fresh_losses and flow.acked >= flow.detected_at:
             self._halve(flow)
+        flow.probed = False
         count = self._step(flow)
         first_us = self._departure_us(flow, flow.acked)
         round_trip_us = 2 * self._delay_us
@@ -204,10 +206,13 @@ class FluidTransport:
             self._window = math.sqrt(self._window**2 + 2 * (count - slow_start))
 
     def _release(self, flow: _Flow, first_us: float, last_us: float) -> None:
-        """Fill the window with packets that reach the link between two times; drop what its queue cannot take."""
+        """Fill the window with packets that reach the link between two times."""
         count = min(flow.unsent, int(self._window) - flow.in_flight)
-        if count <= 0:
-            return
+        if count > 0:
+            self._send(flow, count, first_us, last_us)
+
+    def _send(self, flow: _Flow, count: int, first_us: float, last_us: float) -> None:
+        """Send packets that reach the link between two times; drop what its queue cannot take."""
         flow.unsent -= count
         flow.in_flight += count
         flow.arrival_us = last_us
@@ -254,21 +259,56 @@ class FluidTransport:
         flow.unsent += int(declared)
         flow.in_flight -= int(declared)
 
-    def _time_out(self, flow: _Flow, deadline_us: float) -> bool:
-        """Let the retransmission timer expire, as nothing in flight can be acknowledged; False if past the deadline."""
+    def _rescue(self, flow: _Flow, deadline_us: float) -> bool:
+        """Go on when only lost packets are in flight: no further acknowledgement will come. False: past the deadline.
+
+        As in `emulator.tcp`: if something got through after the first loss, the losses are known a little later; if
+        nothing did, a probe goes out; if that is lost too, the retransmission timer expires.
+        """
         last_us = self._departure_us(flow, flow.acked - 1) + self._delay_us if flow.acked else 0.0
-        expiry_us = max(last_us, flow.arrival_us - self._delay_us) + self._rtt.rto_us
-        if expiry_us > deadline_us:
+        last_us = max(last_us, flow.arrival_us - self._delay_us)
+        overtaken = flow.admitted > flow.detected_at - (_LOSS_THRESHOLD - 1)
+        probe_us = self._rtt.probe_us
+        if overtaken:
+            now_us = last_us + self._rtt.reordering_us
+        elif probe_us is not None and not flow.probed:
+            now_us = last_us + probe_us
+        else:
+            now_us = last_us + self._rtt.rto_us
+        if now_us > deadline_us:
             return False
+        arrival_us = now_us + self._delay_us
+        if overtaken:
+            self._halve(flow)
+            self._declare(flow, 0)
+            self._release(flow, arrival_us, arrival_us)
+        elif probe_us is not None and not flow.probed:
+            self._probe(flow, arrival_us)
+        else:
+            self._time_out(flow, arrival_us)
+        return True
+
+    def _probe(self, flow: _Flow, arrival_us: float) -> None:
+        """Send one packet beyond the window: a new one, or the last of the lost ones again."""
+        if not flow.unsent:
+            flow.fresh_losses -= 1
+            flow.in_flight -= 1
+            flow.unsent += 1
+            if not flow.fresh_losses:  # the probe repairs the only loss, which halves the window all the same
+                self._halve(flow)
+        flow.probed = True
+        self._send(flow, 1, arrival_us, arrival_us)
+
+    def _time_out(self, flow: _Flow, arrival_us: float) -> None:
+        """Start again from one packet, with all that was lost to be sent again."""
         if self._window > 1:
             self._threshold = max(self._window / 2, _LEAST_WINDOW)
         self._window = 1.0
         self._rtt.back_off()
         flow.unsent += flow.fresh_losses + int(flow.known_losses)
         flow.fresh_losses, flow.known_losses, flow.in_flight = 0, 0.0, 0
-        flow.sample_at, flow.sampled_from_us = flow.admitted, expiry_us + self._delay_us
-        self._release(flow, flow.sampled_from_us, flow.sampled_from_us)
-        return True
+        flow.sample_at, flow.sampled_from_us = flow.admitted, arrival_us
+        self._release(flow, arrival_us, arrival_us)
 
     def _draw_gap(self) -> float:
         """Draw how many packets get through before the next random loss."""
@@ -311,10 +351,13 @@ class FluidTransport:
         return low
 
     def _end_window(self, flow: _Flow) -> None:
-        """Grow the window by the acknowledgements still to come after a complete response.
+        """Take in the acknowledgements still to come after a complete response: a round-trip sample, and growth.
 
-        It grows while at least half of it is in use: by the x-th of them while 2 (in_flight - x) > window + x.
+        The window grows while at least half of it is in use: by the x-th of them while 2 (in_flight - x) > window + x.
         """
+        if flow.sample_at < flow.admitted:
+            acknowledged_us = self._departure_us(flow, flow.sample_at) + 2 * self._delay_us
+            self._rtt.sample(acknowledged_us - flow.sampled_from_us)
         if flow.acked >= flow.recovery_end and self._window < self._threshold:
             count = min(max(math.ceil((2 * flow.in_flight - self._window) / 3), 0), flow.in_flight)
             self._grow(min(count, math.ceil(min(self._threshold - self._window, count))))
