@@ -142,7 +142,6 @@ class Trainer:
     stage: int = 0
     step: int = 0
     seconds: float = 0.0
-    curves: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.config.seed)
@@ -225,16 +224,20 @@ class Trainer:
                 parameters.pop(id(p))
         return list(parameters.values())
 
-    def run(self, progress: bool | None = None) -> None:
-        """Train from where the state stands to the end of the last stage."""
+    def run(self, *, seconds: float = math.inf) -> bool:
+        """Train from where the state stands, for at most `seconds`; return whether the last stage is through."""
+        deadline = time.monotonic() + seconds
         losses: list[Callable[[], tuple[Tensor, dict[str, float]]]]
         losses = [self.autoencoder_loss, self.latent_loss, self.joint_loss]
         while self.stage < len(STAGES):
-            self._run_stage(losses[self.stage], progress)
+            if not self._run_stage(losses[self.stage], deadline):
+                return False
             self.stage, self.step = self.stage + 1, 0
             self.save_checkpoint(None)
+        return True
 
-    def _run_stage(self, loss_of: Callable[[], tuple[Tensor, dict[str, float]]], progress: bool | None) -> None:
+    def _run_stage(self, loss_of: Callable[[], tuple[Tensor, dict[str, float]]], deadline: float) -> bool:
+        """Run the current stage; return False if the deadline (on the monotonic clock) cut it short."""
         config, total = self.config, self.config.steps[self.stage]
         for part in self.models.parts().values():
             part.train().requires_grad_(True)
@@ -242,13 +245,11 @@ class Trainer:
             self.models.encoder.latents.norm.eval()
         parameters = self._parameters()
         optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate[self.stage], betas=(0.9, 0.98), weight_decay=1e-4
+            parameters, lr=config.learning_rate[self.stage], betas=(0.9, 0.98), weight_decay=1e-4, fused=True
         )
         if self.step and self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
-        bar = tqdm(
-            total=total, initial=self.step, desc=STAGES[self.stage], disable=None if progress is None else not progress
-        )
+        bar = tqdm(total=total, initial=self.step, desc=STAGES[self.stage], disable=None)
         began = time.monotonic()
         while self.step < total:
             rate = min(1.0, (self.step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * self.step / total))
@@ -265,12 +266,17 @@ class Trainer:
             if self.step % 50 == 0:
                 self._log({"stage": self.stage, "step": self.step, "loss": loss.item(), **terms})
                 bar.set_postfix({k: f"{v:.3f}" for k, v in terms.items()})
-            if self.step % config.save_every == 0 or self.step == total:
+            late = time.monotonic() > deadline
+            if late or self.step % config.save_every == 0 or self.step == total:
                 self.seconds += time.monotonic() - began
                 began = time.monotonic()
                 self.save_checkpoint(optimizer)
+            if late and self.step < total:
+                bar.close()
+                return False
         bar.close()
         self.save_samples(self.out / f"samples_{STAGES[self.stage]}.png")
+        return True
 
     def _log(self, row: dict[str, float]) -> None:
         path = self.out / "log.csv"
@@ -319,6 +325,10 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
+        for name in ("size", "rank", "width", "latent_channels"):
+            if state["config"][name] != getattr(self.config, name):
+                found = f"{name} {state['config'][name]}, expected {getattr(self.config, name)}"
+                raise TrainingDataError(f"{path}: made with {found}")
         for name, part in self.models.parts().items():
             part.load_state_dict(state["models"][name])
         self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
@@ -422,6 +432,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="read at most this many pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--minutes", type=float, help="stop after this many minutes, to be resumed by the same command")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     return parser
 
@@ -447,9 +458,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, make_models(config), training, held, arguments.out, device)
-    if trainer.resume():
+    try:
+        resumed = trainer.resume()
+    except TrainingDataError as error:
+        sys.stderr.write(f"train_generator: {error}\n")
+        return 1
+    if resumed:
         log.info("resuming at stage %d, step %d", trainer.stage, trainer.step)
-    trainer.run()
+    if not trainer.run(seconds=60 * arguments.minutes if arguments.minutes else math.inf):
+        log.info("time is up at stage %d, step %d; the same command goes on from there", trainer.stage, trainer.step)
+        return 0
     trainer.export(arguments.out / "export")
     log.info("written to %s", arguments.out / "export")
     return 0

@@ -56,6 +56,17 @@ def test_trains_exports_and_loads(pictures, tmp_path):
     assert run(pictures, out, "--steps", "2,2,2") == 0  # finished: resumes at the end and exports again
 
 
+@pytest.mark.slow
+def test_stops_in_time_and_resumes_with_the_same_settings_only(pictures, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(pictures, out, "--steps", "2,2,2", "--minutes", "1e-9") == 0
+    assert not (out / "export").exists()
+    assert run(pictures, out, "--steps", "2,2,2", "--rank", "3") == 1
+    assert "made with rank 4, expected 3" in capsys.readouterr().err
+    assert run(pictures, out, "--steps", "2,2,2") == 0
+    assert (out / "export" / "promptdash.json").exists()
+
+
 def test_pictures_are_split_and_cropped(pictures):
     training, held = load_pictures(pictures)
     assert len(training.pictures) + len(held.pictures) == 6
