@@ -1,0 +1,20 @@
+"""Quality of rendered frames against the original: PSNR, MS-SSIM, SSIMULACRA 2 and LPIPS, frame by frame.
+
+No network used here may appear in a training or fitting loss (docs/metrics.md says why).
+"""
+
+from player.quality.base import Metric, QualityError
+from player.quality.loading import METRIC_NAMES, load_metrics
+from player.quality.severity import SEVERE_DISTORTION, SevereDistortion, severely_distorted_share
+from player.quality.weights import MissingWeightsError
+
+__all__ = [
+    "METRIC_NAMES",
+    "SEVERE_DISTORTION",
+    "Metric",
+    "MissingWeightsError",
+    "QualityError",
+    "SevereDistortion",
+    "load_metrics",
+    "severely_distorted_share",
+]

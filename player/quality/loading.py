@@ -1,0 +1,100 @@
+"""Metrics by name, and the default set: everything this machine can measure."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from player.quality.base import Metric, QualityError
+from player.quality.lpips import BACKBONES, Lpips
+from player.quality.pixel import MsSsim, Psnr
+from player.quality.ssimulacra2 import Ssimulacra2
+from player.quality.weights import MissingWeightsError, load_lpips_network
+
+log = logging.getLogger(__name__)
+
+_WEIGHT_FREE = {metric.name: metric for metric in (Psnr, MsSsim, Ssimulacra2)}
+_LPIPS = {f"lpips_{net}": net for net in BACKBONES}
+
+METRIC_NAMES = (*_WEIGHT_FREE, *_LPIPS)
+"""Every metric there is, in the order in which tables show them."""
+
+
+def load_metrics(
+    names: Sequence[str] | str = "auto",
+    *,
+    weights_dir: Path | None = None,
+    device: str = "cpu",
+    frame_size: tuple[int, int] | None = None,
+    download: bool = True,
+) -> list[Metric]:
+    """Return metrics ready to be called on frames.
+
+    Args:
+        names: known names, or "auto": psnr_db, ms_ssim, ssimulacra2 and the first LPIPS whose weights can be had
+            (squeeze, alex, vgg; only squeeze is downloaded for "auto", 5 MB).
+        weights_dir: where LPIPS' weights lie; without it the folder that PROMPTDASH_WEIGHTS names.
+        device: auto, cpu, cuda or any torch device.
+        frame_size: (height, width) in px of the frames to come. "auto" then leaves out, with a warning, what cannot
+            measure frames so small; a metric asked for by name is refused.
+        download: whether missing weights may be downloaded. Without network this costs four seconds, once.
+
+    Raises:
+        QualityError: an unknown or repeated name, or frames too small for a metric asked for by name.
+        WeightsError: weights asked for by name cannot be had, or any weights found are damaged.
+    """
+    if names == "auto":
+        metrics: list[Metric] = [metric(device=device) for metric in _WEIGHT_FREE.values()]
+        metrics += _first_lpips(weights_dir, device, download=download)
+        return [metric for metric in metrics if _fits(metric, frame_size)]
+    if isinstance(names, str):
+        names = [names]
+    for name in names:
+        if name not in METRIC_NAMES:
+            raise QualityError(f"metric {name!r} is unknown, expected auto or some of {', '.join(METRIC_NAMES)}")
+    if len(set(names)) != len(names):
+        raise QualityError(f"metrics {', '.join(names)}: one is named twice")
+    metrics = [_load(name, weights_dir, device, download=download) for name in names]
+    for metric in metrics:
+        if frame_size is not None and min(frame_size) < metric.minimum_side:
+            raise QualityError(_too_small(metric, frame_size))
+    return metrics
+
+
+def _load(name: str, weights_dir: Path | None, device: str, *, download: bool) -> Metric:
+    if name in _WEIGHT_FREE:
+        return _WEIGHT_FREE[name](device=device)
+    net = _LPIPS[name]
+    return Lpips(net, load_lpips_network(net, weights_dir=weights_dir, download=download), device=device)
+
+
+def _first_lpips(weights_dir: Path | None, device: str, *, download: bool) -> list[Metric]:
+    """Return the first LPIPS to be had, or nothing and say so once; damaged weights are an error, not a miss."""
+    misses = []
+    for name, net in _LPIPS.items():
+        try:
+            return [_load(name, weights_dir, device, download=download and net == "squeeze")]
+        except MissingWeightsError as error:
+            misses.append(str(error))
+    _warn_once(f"LPIPS is not measured: {misses[0]}")
+    return []
+
+
+def _fits(metric: Metric, frame_size: tuple[int, int] | None) -> bool:
+    if frame_size is None or min(frame_size) >= metric.minimum_side:
+        return True
+    _warn_once(f"{metric.name} is not measured: {_too_small(metric, frame_size)}")
+    return False
+
+
+def _too_small(metric: Metric, frame_size: tuple[int, int]) -> str:
+    height, width = frame_size
+    return f"frames of {width}x{height} are below the {metric.minimum_side} pixels a side that {metric.name} needs"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning, once per process and message: sets of metrics are loaded again and again."""
+    log.warning("%s", message)
