@@ -120,7 +120,9 @@ class TestMsSsim:
 
         reference = np.stack([pattern()] * 3)
         distorted = np.stack([blurred(pattern(), 2), noisy(pattern(), 20), jpeg(pattern(), 15)])
-        a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double().view(9, 1, 256, 256) for x in (reference, distorted))
+        a, b = (
+            torch.from_numpy(x).permute(0, 3, 1, 2).double().reshape(9, 1, 256, 256) for x in (reference, distorted)
+        )
         channels = torchmetrics_ms_ssim(b, a, data_range=255.0, reduction="none")
         expected = channels.view(3, 3).mean(dim=1).numpy()
         assert MsSsim()(reference, distorted) == pytest.approx(expected, abs=3e-3)
