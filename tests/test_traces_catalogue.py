@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from traces import MTU_BYTES, TraceConfig, TraceError, catalogue, load_trace, read_trace, vendor
+from traces.__main__ import main
 from traces.formats import read_rates
 
 ENTRIES = [entry for family in catalogue.families() for entry in family.entries]
@@ -186,3 +187,33 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         TraceError, match=r"found '6g', expected lte, umts, evdo, hsdpa, fcc, 4g, 5g, starlink, constant"
     ):
         load_trace("6g")
+
+
+def test_the_documentations_table_is_that_of_the_catalogue() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "traces.md").read_text()
+    for family in catalogue.families():
+        spans = [
+            f"{min(values):.{digits}f} - {max(values):.{digits}f}"
+            for values, digits in (
+                ([entry.duration_s for entry in family.entries], 0),
+                ([entry.mean_bps / 1e6 for entry in family.entries], 2),
+                ([entry.p5_bps / 1e6 for entry in family.entries], 2),
+            )
+        ]
+        cells = [f"`{family.name}`", family.title, str(len(family.entries)), f"`{family.default}`", *spans]
+        assert "| " + " | ".join(cells) + " |" in page
+
+
+def test_documentations_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "traces.md").read_text()
+    commands = [
+        line.split("#")[0].split()[3:] for line in page.splitlines() if line.startswith("    python -m traces ")
+    ]
+    assert len(commands) == 5
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert main(command) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"traces.pdf", "bus.trace", "c.trace"}
+    assert capsys.readouterr().out

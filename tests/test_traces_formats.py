@@ -209,3 +209,10 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_a_named_format_is_not_guessed(save: Callable) -> None:
     with pytest.raises(TraceError, match=r":1: found '0 1', expected a whole number"):
         read_trace(save("0 1\n1 1\n"), format="mahimahi")
+
+
+def test_cooked_lines_mean_what_they_mean_to_pensieve(shared_data: Path) -> None:
+    # Its own log: the first chunk, 450283 bytes of which 95 % of the link is payload, takes 887.28 ms, 80 of them RTT.
+    series = read_rates(shared_data / "abr_refs" / "pensieve" / "traces" / "norway_bus_1")
+    link_bytes = series.bytes_until(np.array([(887.283662463 - 80) / 1000]))[0]
+    assert link_bytes * 0.95 == pytest.approx(450283, abs=1)
