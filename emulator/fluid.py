@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from emulator.errors import TransportError
 from emulator.tcp import RttEstimator
-from emulator.transport import MAX_RTO_MS, LinkConfig, Transfer, check_request
+from emulator.transport import MAX_RTO_MS, NEVER_US, LinkConfig, Transfer, check_request
 from traces import MTU_BYTES, Trace
 
 _POINTS_PER_WINDOW = 8
@@ -53,6 +53,7 @@ class Schedule:
 class _Flow:
     """One response under way: how many of its packets are where."""
 
+    deadline_us: int  # the client closes the connection then
     unsent: int  # not yet released, or known to be lost
     in_flight: int = 0  # believed to be in the network (RFC 6675's pipe)
     admitted: int = 0  # taken in by the link; the link delivers them in this order
@@ -94,26 +95,24 @@ class FluidTransport:
 
     def request(self, size_bytes: int, request_s: float, deadline_s: float = math.inf) -> Transfer:
         """Fetch an object; see `Transport.request`."""
-        times = check_request(size_bytes, request_s, deadline_s, previous_finish_us=self._finish_us)
-        deadline_us = math.inf if times.deadline_us is None else times.deadline_us
-        asked_us = self._connect(times.request_us, deadline_us)
+        request = check_request(size_bytes, request_s, deadline_s, previous_finish_us=self._finish_us)
+        deadline_us = request.deadline_us
+        asked_us = self._connect(request.request_us, deadline_us)
         payload_bytes = self._config.response_header_bytes + size_bytes
-        flow = _Flow(unsent=-(-payload_bytes // self._config.mss_bytes))
+        flow = _Flow(deadline_us, unsent=-(-payload_bytes // self._config.mss_bytes))
         count = flow.unsent
         if asked_us <= deadline_us:
-            self._transmit(flow, asked_us + self._delay_us, deadline_us)
-        first_us = self._departure_us(flow, 0) if flow.admitted else math.inf
-        finish_us = self._departure_us(flow, count - 1) if flow.admitted == count else math.inf
+            self._transmit(flow, asked_us + self._delay_us)
+        first_us = self._departure_us(flow, 0) if flow.admitted else NEVER_US
+        finish_us = self._departure_us(flow, count - 1) if flow.admitted == count else NEVER_US
         if finish_us <= deadline_us:
-            self._finish_us = int(finish_us)
+            self._finish_us = finish_us
             self._end_window(flow)
-            return Transfer(request_s, first_us / 1e6, finish_us / 1e6, size_bytes, size_bytes, True)
-        self._finish_us = int(deadline_us)
+            return request.completed(first_us, finish_us)
+        self._finish_us = deadline_us
         self._connected = False
         delivered_bytes = self._delivered_by(flow, deadline_us) * self._config.mss_bytes
-        received_bytes = min(max(delivered_bytes - self._config.response_header_bytes, 0), size_bytes)
-        first_s = min(first_us, deadline_us) / 1e6
-        return Transfer(request_s, min(first_s, deadline_s), deadline_s, size_bytes, received_bytes, False)
+        return request.cut(first_us, delivered_bytes - self._config.response_header_bytes)
 
     # Connection
 
@@ -152,7 +151,7 @@ class FluidTransport:
 
     # One response
 
-    def _transmit(self, flow: _Flow, server_us: float, deadline_us: float) -> None:
+    def _transmit(self, flow: _Flow, server_us: float) -> None:
         """Run the response until the link took in its last packet, or until no acknowledgement beats the deadline."""
         if self._config.idle_restart and server_us - self._last_sent_us > self._rtt.rto_us:
             self._window = min(self._window, float(self._config.initial_window_packets))
@@ -161,10 +160,10 @@ class FluidTransport:
         self._release(flow, flow.sampled_from_us, flow.sampled_from_us)
         while flow.admitted < total:
             if flow.acked == flow.admitted:
-                if not self._rescue(flow, deadline_us):
+                if not self._rescue(flow):
                     break
                 continue
-            if self._departure_us(flow, flow.acked) > deadline_us:
+            if self._departure_us(flow, flow.acked) > flow.deadline_us:
                 break
             self._acknowledge(flow)
         self._last_sent_us = flow.arrival_us - self._delay_us
@@ -196,6 +195,8 @@ class FluidTransport:
         for moment in (flow.sample_at, flow.recovery_end, flow.detected_at if flow.fresh_losses else 0):
             if flow.acked < moment < flow.acked + count:
                 count = moment - flow.acked
+        if count > 1 and self._departure_us(flow, flow.acked + count - 1) > flow.deadline_us:
+            count = max(self._delivered_by(flow, flow.deadline_us) - flow.acked, 1)  # nobody answers later ones
         return count
 
     def _grow(self, count: int) -> None:
@@ -259,7 +260,7 @@ class FluidTransport:
         flow.unsent += int(declared)
         flow.in_flight -= int(declared)
 
-    def _rescue(self, flow: _Flow, deadline_us: float) -> bool:
+    def _rescue(self, flow: _Flow) -> bool:
         """Go on when only lost packets are in flight: no further acknowledgement will come. False: past the deadline.
 
         As in `emulator.tcp`: if something got through after the first loss, the losses are known a little later; if
@@ -275,7 +276,7 @@ class FluidTransport:
             now_us = last_us + probe_us
         else:
             now_us = last_us + self._rtt.rto_us
-        if now_us > deadline_us:
+        if now_us > flow.deadline_us:
             return False
         arrival_us = now_us + self._delay_us
         if overtaken:

@@ -15,10 +15,8 @@ import math
 from emulator.link import BernoulliLoss, Delay, Link
 from emulator.queues import Packet, create_queue
 from emulator.tcp import RttEstimator, TcpSender, Transmission
-from emulator.transport import CONTROL_BYTES, HEADER_BYTES, MAX_RTO_MS, LinkConfig, Transfer, check_request
+from emulator.transport import CONTROL_BYTES, HEADER_BYTES, MAX_RTO_MS, NEVER_US, LinkConfig, Transfer, check_request
 from traces import Trace
-
-_NEVER_US = 1 << 62
 
 
 class PacketTransport:
@@ -52,10 +50,10 @@ class PacketTransport:
 
     def request(self, size_bytes: int, request_s: float, deadline_s: float = math.inf) -> Transfer:
         """Fetch an object; see `Transport.request`."""
-        times = check_request(size_bytes, request_s, deadline_s, previous_finish_us=self._finish_us)
-        until_us = _NEVER_US if times.deadline_us is None else times.deadline_us
-        self._run(times.request_us, waiting=False)
-        now_us: int | None = times.request_us
+        request = check_request(size_bytes, request_s, deadline_s, previous_finish_us=self._finish_us)
+        until_us = request.deadline_us
+        self._run(request.request_us, waiting=False)
+        now_us: int | None = request.request_us
         if not self._connected:
             self._open()
             for _ in range(self._config.handshake_rtts):
@@ -66,17 +64,13 @@ class PacketTransport:
         if now_us is not None:
             uplink_bytes = self._config.request_bytes + HEADER_BYTES
             now_us = self._exchange(now_us, self._response(size_bytes), uplink_bytes, until_us)
-        self._finish_us = until_us if now_us is None else now_us
-        received_bytes = size_bytes
-        if now_us is None:
-            delivered = max(self._expected - first_segment, 0) * self._config.mss_bytes
-            received_bytes = min(max(delivered - self._config.response_header_bytes, 0), size_bytes)
-            self._abort()
-        first_byte_us = self._finish_us if self._first_byte_us is None else self._first_byte_us
-        finish_s = deadline_s if now_us is None else now_us / 1e6
-        return Transfer(
-            request_s, min(first_byte_us / 1e6, finish_s), finish_s, size_bytes, received_bytes, now_us is not None
-        )
+        if now_us is not None and self._first_byte_us is not None:
+            self._finish_us = now_us
+            return request.completed(self._first_byte_us, now_us)
+        self._finish_us = until_us
+        self._abort()
+        delivered_bytes = (self._expected - first_segment) * self._config.mss_bytes
+        return request.cut(self._first_byte_us, delivered_bytes - self._config.response_header_bytes)
 
     def _response(self, size_bytes: int) -> list[int]:
         """Return the sizes on the link of the packets that carry a response."""
@@ -121,14 +115,14 @@ class PacketTransport:
         to_link, to_server = self._to_link.items, self._to_server.items
         while not (waiting and self._message_us is not None):
             down_us = downlink.next_busy_ms * 1000
-            arrival_us = to_link[0][0] if to_link else _NEVER_US
+            arrival_us = to_link[0][0] if to_link else NEVER_US
             link_us = min(down_us, arrival_us)
-            up_us = _NEVER_US if uplink is None else uplink.next_busy_ms * 1000
-            server_us = to_server[0][0] if to_server else _NEVER_US
+            up_us = NEVER_US if uplink is None else uplink.next_busy_ms * 1000
+            server_us = to_server[0][0] if to_server else NEVER_US
             sender = self._sender
-            timer_us = _NEVER_US if sender is None or sender.timer_us is None else math.ceil(sender.timer_us)
+            timer_us = NEVER_US if sender is None or sender.timer_us is None else math.ceil(sender.timer_us)
             now_us = min(link_us, up_us, server_us, timer_us)
-            if now_us > until_us or now_us == _NEVER_US:
+            if now_us > until_us or now_us == NEVER_US:
                 return
             if now_us == down_us:
                 self._deliver(downlink.advance(now_us // 1000))

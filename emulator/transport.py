@@ -18,6 +18,7 @@ MODELS = ("fluid", "packet")
 HEADER_BYTES = 20 + 20 + 12 + 4  # IPv4, TCP, TCP timestamps, and the TUN header that Mahimahi counts
 CONTROL_BYTES = 20 + 40 + 4  # a handshake packet: IPv4, TCP with options, TUN header
 MAX_RTO_MS = 60_000  # RFC 6298, section 2.5
+NEVER_US = 1 << 62  # a time that does not come
 
 
 @dataclass
@@ -143,25 +144,48 @@ def create_transport(trace: Trace, config: LinkConfig | None = None, *, uplink: 
 
 
 @dataclass(frozen=True)
-class RequestTimes:
-    """A checked request in whole microseconds; `deadline_us` is None without a deadline."""
+class Request:
+    """A checked request; the models work in whole microseconds."""
 
-    request_us: int
-    deadline_us: int | None
+    size_bytes: int
+    request_s: float
+    deadline_s: float
+
+    @property
+    def request_us(self) -> int:
+        """When it is made."""
+        return round(self.request_s * 1e6)
+
+    @property
+    def deadline_us(self) -> int:
+        """When it is given up; NEVER_US without a deadline."""
+        return NEVER_US if math.isinf(self.deadline_s) else round(self.deadline_s * 1e6)
+
+    def completed(self, first_byte_us: float, finish_us: float) -> Transfer:
+        """Return the transfer that ends with its last byte at `finish_us`."""
+        finish_s = min(finish_us / 1e6, self.deadline_s)
+        first_byte_s = min(first_byte_us / 1e6, finish_s)
+        return Transfer(self.request_s, first_byte_s, finish_s, self.size_bytes, self.size_bytes, True)
+
+    def cut(self, first_byte_us: float | None, received_bytes: int) -> Transfer:
+        """Return the transfer that its deadline ends; any count of body bytes is clipped to what exists."""
+        first_byte_s = self.deadline_s if first_byte_us is None else min(first_byte_us / 1e6, self.deadline_s)
+        received_bytes = min(max(received_bytes, 0), self.size_bytes)
+        return Transfer(self.request_s, first_byte_s, self.deadline_s, self.size_bytes, received_bytes, False)
 
 
-def check_request(size_bytes: int, request_s: float, deadline_s: float, *, previous_finish_us: int) -> RequestTimes:
-    """Check a request's arguments and turn its times into microseconds."""
+def check_request(size_bytes: int, request_s: float, deadline_s: float, *, previous_finish_us: int) -> Request:
+    """Check a request's arguments against each other and the last transfer's end."""
     if size_bytes < 0:
         raise TransportError(f"object of {size_bytes} bytes; expected 0 or more")
     if not (math.isfinite(request_s) and request_s >= 0):
         raise TransportError(f"request at {request_s} s; expected a finite time of 0 or more")
     if not deadline_s >= request_s:
         raise TransportError(f"deadline at {deadline_s} s for a request at {request_s} s; expected it not earlier")
-    request_us = round(request_s * 1e6)
-    if request_us < previous_finish_us:
+    request = Request(size_bytes, request_s, deadline_s)
+    if request.request_us < previous_finish_us:
         raise TransportError(f"request at {request_s} s while the last transfer ends at {previous_finish_us / 1e6} s")
-    return RequestTimes(request_us, None if math.isinf(deadline_s) else round(deadline_s * 1e6))
+    return request
 
 
 def _check_name(field: str, value: str, known: tuple[str, ...]) -> None:
