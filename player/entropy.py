@@ -35,8 +35,7 @@ from player.entropy_tables import (
 )
 from player.errors import BitstreamError
 
-_ZERO, _COPY, _CODED = range(3)  # modes of a plane
-_MODE_LIMIT = 3
+_ZERO, _COPY, _CODED = range(3)  # modes of a plane, coded as the difference to the mode before
 _WEIGHT = 8  # a, b, c are eighths, 0 to 1
 _SLOPES = (0, 1, 2, 3, 4, 6, 8, 12)  # growth of the scale per unit of context, in 1/256 code
 _CONTEXTS = 2048  # contexts are clipped to this
@@ -143,7 +142,7 @@ def _encode_plane(coder: Any, values: np.ndarray, past: _Plane | None, beside: _
         mode = _COPY
     else:
         mode = _CODED
-    _encode_symbol(coder, (mode - before.mode) % _MODE_LIMIT, _MODE_TABLE)
+    _encode_symbol(coder, mode - before.mode, _MODE_TABLE)
     if mode != _CODED:
         return _Plane(mode, before.parameters, values, np.zeros_like(values))
     parameters, plane = _choose(values, past, beside, before.parameters)
@@ -163,7 +162,9 @@ def _encode_plane(coder: Any, values: np.ndarray, past: _Plane | None, beside: _
 def _decode_plane(coder: Any, past: _Plane | None, beside: _Plane) -> _Plane:
     """Read one plane; the mirror of _encode_plane."""
     before = past or beside
-    mode = (_decode_symbol(coder, _MODE_TABLE) + before.mode) % _MODE_LIMIT
+    mode = _decode_symbol(coder, _MODE_TABLE) + before.mode
+    if mode not in (_ZERO, _COPY, _CODED):
+        raise BitstreamError(f"plane mode {mode}, expected 0 to 2")
     if mode == _ZERO:
         zeros = np.zeros_like(before.codes)
         return _Plane(mode, before.parameters, zeros, zeros)

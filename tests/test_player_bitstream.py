@@ -1,0 +1,321 @@
+"""Prompt streams: round trips, exact container layout, and hostile bytes."""
+
+import io
+import itertools
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from player.bitstream import (
+    KeyPrompt,
+    Segment,
+    StreamInfo,
+    _info_crc,
+    read_init,
+    read_segment,
+    write_init,
+    write_segment,
+)
+from player.errors import BitstreamError
+from player.mp4 import read_fragment, write_fragment_head
+
+GOLDEN = Path(__file__).parent / "golden" / "prompt_stream.mp4"
+
+
+def make_info(rank=3, tokens=12, width=8, fps=Fraction(30000, 1001), grid=(3, 4)):
+    return StreamInfo("embedded/1", tokens, width, rank, 16, 256, 256, 256, 144, fps, *grid)
+
+
+def make_segment(info, offsets=(0, 4, 9), seed=0, spread=9):
+    rng = np.random.default_rng(seed)
+    keys = tuple(
+        KeyPrompt(
+            offset,
+            rng.integers(-spread, spread + 1, (info.tokens, info.rank)).astype(np.int16),
+            rng.integers(-2, 3, (info.rank, info.width)).astype(np.int16),
+        )
+        for offset in offsets
+    )
+    scales = rng.random((2, info.rank)).astype(np.float32)
+    return Segment(offsets[-1] + 1, scales[0], scales[1], keys)
+
+
+def reseal(info, data):
+    """Return a segment with its CRCs made right again, as an attacker would."""
+    ranges = read_fragment(data).sample_ranges
+    parts = [data[: ranges[0][0]]]
+    crc = zlib.crc32(parts[0], _info_crc(info))
+    for start, end in ranges:
+        crc = zlib.crc32(data[start + 4 : end], crc)
+        parts += [struct.pack(">I", crc), data[start + 4 : end]]
+    return b"".join(parts)
+
+
+def test_round_trip():
+    info = make_info()
+    segment = make_segment(info)
+    data = write_segment(info, segment, sequence=7, start_frame=1000)
+    assert read_segment(info, data) == segment
+    assert read_init(write_init(info)) == info
+    assert write_segment(info, segment, sequence=7, start_frame=1000) == data
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_round_trip_of_random_shapes(data):
+    tokens, width, rank = (data.draw(st.integers(1, n)) for n in (20, 20, 4))
+    divisors = [(0, 0), *((d, tokens // d) for d in range(1, tokens + 1) if tokens % d == 0)]
+    grid = data.draw(st.sampled_from(divisors))
+    fps = Fraction(data.draw(st.integers(1, 120_000)), data.draw(st.integers(1, 1001)))
+    info = make_info(rank, tokens, width, fps, grid)
+    offsets = (0, *itertools.accumulate(data.draw(st.lists(st.integers(1, 50), max_size=4))))
+    codes = st.sampled_from([0, 1, -1, 2, 5, -127, 127, 128, -128, 4000, 32767, -32768])
+    keys = []
+    for offset in offsets:
+        rows = data.draw(st.lists(codes, min_size=rank * 4, max_size=rank * 4))
+        u = np.resize(np.array(rows, np.int16), (tokens, rank))
+        v = np.resize(np.array(rows[::-1], np.int16), (rank, width))
+        keys.append(KeyPrompt(offset, u, v))
+    segment = Segment(offsets[-1] + 1, np.ones(rank, np.float32), np.full(rank, -0.5, np.float32), tuple(keys))
+    assert read_segment(info, write_segment(info, segment, sequence=1, start_frame=0)) == segment
+    assert read_init(write_init(info)) == info
+
+
+def test_one_frame_one_key():
+    info = make_info(rank=1, tokens=1, width=1, grid=(0, 0))
+    segment = make_segment(info, offsets=(0,))
+    assert segment.frames == 1
+    assert read_segment(info, write_segment(info, segment, sequence=1, start_frame=0)) == segment
+
+
+def test_rank_prefix_is_the_truncated_segment():
+    full, part = make_info(rank=3), make_info(rank=2)
+    segment = make_segment(full)
+    short = segment.truncate(2)
+    assert short.rank == 2
+    whole = read_segment(full, write_segment(full, segment, sequence=1, start_frame=0))
+    assert read_segment(part, write_segment(part, short, sequence=1, start_frame=0)) == whole.truncate(2)
+    assert segment.truncate(3) == segment
+
+
+def test_libavformat_lists_one_data_stream_with_right_times():
+    info = make_info()
+    first, second = make_segment(info, (0, 10, 59)), make_segment(info, (0, 29), seed=1)
+    data = write_init(info) + write_segment(info, first, sequence=1, start_frame=0)
+    data += write_segment(info, second, sequence=2, start_frame=60)
+    with av.open(io.BytesIO(data)) as container:
+        (stream,) = container.streams
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        assert (stream.type, stream.time_base) == ("data", Fraction(1, 30000))
+    assert [packet.pts for packet in packets] == [1001 * frame for frame in (0, 10, 59, 60, 89)]
+    assert [packet.duration for packet in packets] == [1001 * frames for frames in (10, 49, 1, 29, 1)]
+
+
+def test_samples_in_the_container_decode_to_what_was_written():
+    info = make_info()
+    segment = make_segment(info)
+    data = write_segment(info, segment, sequence=1, start_frame=0)
+    with av.open(io.BytesIO(write_init(info) + data)) as container:
+        samples = [bytes(packet) for packet in container.demux() if packet.size]
+    assert b"".join(samples) == data[-sum(map(len, samples)) :]
+    assert len(samples) == len(segment.keys)
+
+
+def formula_segment(info, offsets, spread):
+    """Return a segment whose codes need no random generator: smooth maps that change slowly."""
+    keys = []
+    for k, offset in enumerate(offsets):
+        token, component = np.meshgrid(np.arange(info.tokens), np.arange(info.rank), indexing="ij")
+        u = (token * (component + 3) * 7 + k * token) % (2 * spread + 1) - spread
+        column = np.arange(info.width)
+        v = (np.arange(info.rank)[:, None] * 5 + column * 3 + k) % 11 // 8
+        keys.append(KeyPrompt(offset, u.astype(np.int16), v.astype(np.int16)))
+    scales = np.arange(1, info.rank + 1, dtype=np.float32) / 8
+    return Segment(offsets[-1] + 1, scales, -scales, tuple(keys))
+
+
+def test_golden_bytes():
+    """Any change of these bytes is a new format version; PROMPTDASH_REMAKE_GOLDEN=1 writes them anew."""
+    info = make_info()
+    segments = [formula_segment(info, (0, 4, 9), 6), formula_segment(info, (0, 5), 3000)]
+    data = [write_segment(info, s, sequence=n, start_frame=10 * (n - 1)) for n, s in enumerate(segments, 1)]
+    if os.environ.get("PROMPTDASH_REMAKE_GOLDEN"):
+        GOLDEN.write_bytes(write_init(info) + b"".join(data))
+    golden = GOLDEN.read_bytes()
+    ends = [0, *itertools.accumulate(map(len, [write_init(info), *data]))]
+    init, *stored = (golden[a:b] for a, b in itertools.pairwise(ends))
+    assert read_init(init) == info
+    assert [read_segment(info, part) for part in stored] == segments
+    assert write_init(info) + b"".join(data) == golden
+
+
+def test_every_byte_is_counted_once():
+    info = make_info()
+    segment = make_segment(info)
+    data = write_segment(info, segment, sequence=1, start_frame=0)
+    samples = read_fragment(data).sample_ranges
+    boxes = 24 + 8 + 16 + 8 + 16 + 20 + 24 + 8 * len(segment.keys) + 8  # styp, moof, mfhd, traf, tfhd, tfdt, trun, mdat
+    assert samples[0][0] == boxes
+    assert samples[-1][1] == len(data)
+
+
+def test_truncated_at_every_byte():
+    info = make_info()
+    segment = write_segment(info, make_segment(info), sequence=1, start_frame=0)
+    init = write_init(info)
+    for cut in range(len(segment)):
+        with pytest.raises(BitstreamError):
+            read_segment(info, segment[:cut])
+    for cut in range(len(init)):
+        with pytest.raises(BitstreamError):
+            read_init(init[:cut])
+
+
+@pytest.mark.parametrize("change", [0x01, 0x80, 0xFF])
+def test_every_flipped_byte_is_noticed(change):
+    info = make_info()
+    segment = write_segment(info, make_segment(info), sequence=1, start_frame=3)
+    init = write_init(info)
+    for data, read in ((segment, lambda d: read_segment(info, d)), (init, read_init)):
+        for index in range(len(data)):
+            bad = bytearray(data)
+            bad[index] ^= change
+            with pytest.raises(BitstreamError):
+                read(bytes(bad))
+
+
+def test_extra_bytes_and_other_boxes():
+    info = make_info()
+    segment = write_segment(info, make_segment(info), sequence=1, start_frame=0)
+    free = struct.pack(">I4s", 8, b"free")
+    for bad in (segment + b"\0", segment + free, free + segment, segment + segment, b"", write_init(info)):
+        with pytest.raises(BitstreamError):
+            read_segment(info, bad)
+    for bad in (write_init(info) + b"\0", write_init(info) + free, b"", segment):
+        with pytest.raises(BitstreamError):
+            read_init(bad)
+
+
+def test_another_streams_init_is_noticed():
+    info = make_info()
+    data = write_segment(info, make_segment(info), sequence=1, start_frame=0)
+    with pytest.raises(BitstreamError, match="another init"):
+        read_segment(replace(info, generator_id="embedded/2"), data)
+
+
+def test_messages_say_what_was_found():
+    info = make_info()
+    data = write_segment(info, make_segment(info), sequence=1, start_frame=0)
+    at = read_fragment(data).sample_ranges[0][0] + 4
+    other = bytearray(data)
+    other[at] = 9
+    with pytest.raises(BitstreamError, match="segment: version 9, but this build reads version 1"):
+        read_segment(info, reseal(info, bytes(other)))
+    other = bytearray(data)
+    other[at + 3] = 9
+    with pytest.raises(BitstreamError, match="segment: rank 9, but the init segment says 3"):
+        read_segment(info, reseal(info, bytes(other)))
+    other = bytearray(data)
+    other[at + 4 : at + 8] = struct.pack(">f", float("nan"))
+    with pytest.raises(BitstreamError, match="finite float32"):
+        read_segment(info, reseal(info, bytes(other)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_resealed_nonsense_is_refused_or_decodes(data):
+    """An attacker can make the CRCs right: then the coder itself must not fall over."""
+    info = make_info()
+    good = write_segment(info, make_segment(info), sequence=1, start_frame=0)
+    first = read_fragment(good).sample_ranges[0][0]
+    bad = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 20))):
+        bad[data.draw(st.integers(first, len(bad) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        segment = read_segment(info, reseal(info, bytes(bad)))
+    except BitstreamError:
+        return
+    assert segment.keys[0].u.shape == (info.tokens, info.rank)
+
+
+def test_huge_lengths_do_not_allocate():
+    info = make_info()
+    data = write_segment(info, make_segment(info), sequence=1, start_frame=0)
+    trun = data.index(b"trun") + 8
+    for where, value in ((trun, 0xFFFFFFFF), (trun + 16, 0x7FFFFFFF), (0, 0xFFFFFFFF), (0, 0), (0, 1)):
+        bad = bytearray(data)
+        bad[where : where + 4] = struct.pack(">I", value)
+        with pytest.raises(BitstreamError):
+            read_segment(info, bytes(bad))
+    with pytest.raises(BitstreamError, match="codes a key prompt"):
+        make_info(rank=4096, tokens=1 << 20, grid=(1024, 1024))
+
+
+def test_a_bomb_of_zero_planes_is_refused():
+    info = make_info(rank=4096, tokens=2048, width=2048, grid=(0, 0))
+    samples = [struct.pack(">BxH", 1, 4096) + bytes(8 * 4096)] + [b""] * 20
+    sizes = [4 + len(sample) for sample in samples]
+    head = write_fragment_head(1, 0, [1001] * len(samples), sizes)
+    data = head + b"".join(bytes(4) + sample for sample in samples)
+    with pytest.raises(BitstreamError, match="exceed"):
+        read_segment(info, reseal(info, data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 0}, "rank 0"),
+        ({"tokens": 2.0}, "tokens 2.0"),
+        ({"display_width": 300}, "300x144 shown"),
+        ({"fps": 30.0}, "frame rate"),
+        ({"fps": Fraction(-1)}, "frame rate"),
+        ({"grid_height": 5}, "5 x 4 grid"),
+        ({"grid_height": 0}, "0 x 4 grid"),
+        ({"generator_id": ""}, "generator id"),
+        ({"generator_id": "x" * 256}, "generator id"),
+    ],
+)
+def test_stream_description_is_checked(change, message):
+    with pytest.raises(BitstreamError, match=message):
+        replace(make_info(), **change)
+
+
+def test_segment_is_checked():
+    info = make_info()
+    good = make_segment(info)
+    key = good.keys[0]
+    for change, message in (
+        ({"keys": ()}, "without key prompts"),
+        ({"frames": 11}, "expected to rise from 0 to 10"),
+        ({"keys": good.keys[::-1]}, "expected to rise"),
+        ({"u_scale": good.u_scale.astype(np.float64)}, "u_scale: float64"),
+        ({"v_scale": np.full(3, np.inf, np.float32)}, "v_scale"),
+        ({"u_scale": good.u_scale[:2]}, "expected finite float32"),
+        ({"keys": (KeyPrompt(0, key.u.astype(np.int32), key.v), *good.keys[1:])}, "int32"),
+        ({"keys": (KeyPrompt(0, key.u[:5], key.v), *good.keys[1:])}, "expected int16"),
+    ):
+        with pytest.raises(BitstreamError, match=message):
+            replace(good, **change)
+    with pytest.raises(BitstreamError, match="rank 4 of a segment of rank 3"):
+        good.truncate(4)
+    with pytest.raises(BitstreamError, match="the stream has rank 2"):
+        write_segment(make_info(rank=2), good, sequence=1, start_frame=0)
+    for numbers in ({"sequence": -1, "start_frame": 0}, {"sequence": 0, "start_frame": -1}):
+        with pytest.raises(BitstreamError, match="out of range"):
+            write_segment(info, good, **numbers)
+
+
+def test_light_half_imports_without_torch():
+    code = "import sys, player.bitstream, player.presentation; sys.exit('torch' in sys.modules or 'av' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
