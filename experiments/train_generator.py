@@ -249,6 +249,8 @@ class Trainer:
         )
         if self.step and self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
+            for group in optimizer.param_groups:  # the stored groups carry the flag of the run that wrote them
+                group["fused"], group["foreach"] = True, False
         bar = tqdm(total=total, initial=self.step, desc=STAGES[self.stage], disable=None)
         began = time.monotonic()
         while self.step < total:
