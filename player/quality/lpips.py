@@ -119,8 +119,12 @@ class LpipsNetwork(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
+    @torch.no_grad()
     def forward(self, reference: torch.Tensor, distorted: torch.Tensor) -> torch.Tensor:
-        """Return the distances [B] of two batches of frames, float32 [B, 3, H, W] in [-1, 1]."""
+        """Return the distances [B] of two batches of frames, float32 [B, 3, H, W] in [-1, 1].
+
+        No gradient passes: what is reported is never fitted to (docs/metrics.md).
+        """
         frames = len(reference)
         x = (torch.cat((reference, distorted)) - self.shift) / self.scale
         x = x.contiguous(memory_format=torch.channels_last)
