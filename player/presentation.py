@@ -223,7 +223,7 @@ def _check_values(row: Any, frames: int, where: str) -> np.ndarray:
 
 
 def _member(content: Any, key: str, where: str, kind: type) -> Any:
-    if not isinstance(content, dict) or not isinstance(content.get(key), kind) or content[key] is None:
+    if not isinstance(content, dict) or key not in content or not isinstance(content[key], kind):
         raise ManifestError(f"{where}: no {key!r} of the expected kind")
     return content[key]
 
