@@ -50,6 +50,14 @@ class Schedule:
 
 
 @dataclass
+class _Hole:
+    """A gap in what the client has: packets from `start` on wait for those lost there, which come before `end`."""
+
+    start: int
+    end: float = math.inf
+
+
+@dataclass
 class _Flow:
     """One response under way: how many of its packets are where."""
 
@@ -66,6 +74,7 @@ class _Flow:
     known_losses: float = 0.0  # answered by a halving, being declared one after another ...
     declare_per_ack: float = 0.0  # ... at this pace ...
     recovery_end: int = 0  # ... until this packet is acknowledged
+    holes: list[_Hole] = field(default_factory=list)
     sample_at: int = 0  # the next round-trip sample: this packet ...
     sampled_from_us: float = 0.0  # ... which reached the link at this time
     arrival_us: float = 0.0  # the latest arrival at the link
@@ -111,7 +120,7 @@ class FluidTransport:
             return request.completed(first_us, finish_us)
         self._finish_us = deadline_us
         self._connected = False
-        delivered_bytes = self._delivered_by(flow, deadline_us) * self._config.mss_bytes
+        delivered_bytes = self._in_order_by(flow, deadline_us) * self._config.mss_bytes
         return request.cut(first_us, delivered_bytes - self._config.response_header_bytes)
 
     # Connection
@@ -228,7 +237,9 @@ class FluidTransport:
         if lost:
             if not flow.fresh_losses:
                 # A full queue drops every other packet of a doubling flow: so many got in before the first drop.
-                flow.detected_at = flow.admitted + max(admitted - lost, 0) + _LOSS_THRESHOLD - 1
+                first_lost = flow.admitted + max(admitted - lost, 0)
+                flow.detected_at = first_lost + _LOSS_THRESHOLD - 1
+                flow.holes.append(_Hole(first_lost))
             flow.fresh_losses += lost
         if admitted:
             if not flow.starts or place > self._free:
@@ -259,6 +270,13 @@ class FluidTransport:
         flow.known_losses = max(flow.known_losses - declared, 0.0)
         flow.unsent += int(declared)
         flow.in_flight -= int(declared)
+        if not flow.known_losses:
+            self._close_holes(flow, int(declared))
+
+    def _close_holes(self, flow: _Flow, losses: int) -> None:
+        """Note that the last losses known go out next: the packets after them were not held up by these holes."""
+        for hole in flow.holes:
+            hole.end = min(hole.end, flow.admitted + losses)
 
     def _rescue(self, flow: _Flow) -> bool:
         """Go on when only lost packets are in flight: no further acknowledgement will come. False: past the deadline.
@@ -307,6 +325,7 @@ class FluidTransport:
         self._window = 1.0
         self._rtt.back_off()
         flow.unsent += flow.fresh_losses + int(flow.known_losses)
+        self._close_holes(flow, flow.fresh_losses + int(flow.known_losses))
         flow.fresh_losses, flow.known_losses, flow.in_flight = 0, 0.0, 0
         flow.sample_at, flow.sampled_from_us = flow.admitted, arrival_us
         self._release(flow, arrival_us, arrival_us)
@@ -350,6 +369,11 @@ class FluidTransport:
             else:
                 high = middle
         return low
+
+    def _in_order_by(self, flow: _Flow, time_us: float) -> int:
+        """Return how many packets the client has got in order by `time_us`."""
+        delivered = self._delivered_by(flow, time_us)
+        return min([delivered, *(hole.start for hole in flow.holes if hole.end > delivered)])
 
     def _end_window(self, flow: _Flow) -> None:
         """Take in the acknowledgements still to come after a complete response: a round-trip sample, and growth.

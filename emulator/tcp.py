@@ -86,6 +86,7 @@ class _BeforeTimeout:
     skipped: deque[Transmission]
     lost: deque[Transmission]
     next_order: int
+    recovery_order: int
 
 
 class TcpSender:
@@ -212,7 +213,13 @@ class TcpSender:
         """Take all in flight for lost and start again from one packet."""
         if self._before_timeout is None:
             self._before_timeout = _BeforeTimeout(
-                self.window, self.threshold, self._flight, self._skipped, self._lost, self._next_order
+                self.window,
+                self.threshold,
+                self._flight,
+                self._skipped,
+                self._lost,
+                self._next_order,
+                self._recovery_order,
             )
             self.threshold = max(self.window / 2, _LEAST_WINDOW)
         self._lost = deque([*self._skipped, *self._flight, *self._lost])
@@ -229,7 +236,7 @@ class TcpSender:
         self._before_timeout = None
         if before is None or acked.order >= before.next_order:
             return
-        self.window, self.threshold = before.window, before.threshold
+        self.window, self.threshold, self._recovery_order = before.window, before.threshold, before.recovery_order
         before.flight.extend(self._flight)  # the retransmissions made meanwhile are on their way too
         self._flight, self._skipped, self._lost = before.flight, before.skipped, before.lost
 
