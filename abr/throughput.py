@@ -122,11 +122,14 @@ class SlowStartEstimator:
         return evidence, window
 
     def _with_silence(self, item: SpreadEvidence, first_byte_s: float, least_s: float) -> SpreadEvidence:
-        """Count a first byte that came far too late as an outage: one packet took that long to cross the link."""
+        """Count a first byte that came far too late as an outage: one packet took that long to cross the link.
+
+        Two round trips more than the least may be a handshake (TCP and TLS 1.3) and are no outage.
+        """
         packet_bits = self.path.packet_bits()
         packet_s = packet_bits * max(item.busy_s, 0.0) / item.bits if item.bits else 0.0
         late_s = first_byte_s - least_s
-        if late_s <= max(least_s, 2 * packet_s, 2 * self.path.resolution_s):
+        if late_s <= 2 * least_s + 2 * max(packet_s, self.path.resolution_s):
             return item
         return SpreadEvidence(item.bits + packet_bits, max(item.busy_s, 0.0) + late_s, item.noise_s)
 
@@ -173,7 +176,7 @@ class RateController:
     The prediction uses the real size of the next segment, the round trip and slow start. With the naive estimator
     this is the classic rule, highest bitrate <= safety * throughput, on the real segment size. Where the estimate is
     only a bound, the bound must not hold quality down: the choice may step one above the last one, whose larger object
-    measures more of the link, as long as the buffer covers the download at the bound.
+    measures more of the link, once the buffer covers the download at the bound or is half full.
     """
 
     def __init__(self, ladder: Ladder, estimator: Estimator, *, safety: float = 0.9) -> None:
@@ -194,8 +197,8 @@ class RateController:
         reason = f"{kind} {estimate.rate_bps / 1e3:.0f} kbit/s: {times_s[choice]:.3f} s of {limit_s:.3f} s"
         last = observation.last_representation
         if estimate.is_bound and last is not None and choice <= last < self.ladder.representations - 1:
-            allowed_s = math.inf if not observation.playing else observation.buffer_s
-            if times_s[last + 1] <= allowed_s:
+            half_full = observation.buffer_s >= observation.buffer_capacity_s / 2
+            if not observation.playing or half_full or times_s[last + 1] <= observation.buffer_s:
                 choice, reason = last + 1, reason + "; rate not identified: one step up"
         return Decision(choice, estimate_bps=estimate.rate_bps, reason=reason)
 
