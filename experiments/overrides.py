@@ -19,6 +19,9 @@ SCALAR_SHORTHANDS = {"trace": "trace.name", "abr": "abr.name", "video": "video.n
 RATE_KEYS = ("rate", "trace.rate_bps")
 """Keys whose value may carry a unit; all of them set ``trace.rate_bps``."""
 
+FREE_FORM = "abr.options."
+"""Keys below this one are a plug-in's own, in no schema; Hydra wants new keys marked with a plus."""
+
 _UNIT_BPS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 # A capital B would mean bytes, so only the prefix may be of either case.
 _RATE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMgG]?)(?:bps|bit/s|b/s|bit)?")
@@ -59,6 +62,8 @@ def _rewrite(argument: str, *, multirun: bool) -> str:
         return argument
     prefix = "++" if key.startswith("++") else "+" if key.startswith("+") else ""
     name = key[len(prefix) :]
+    if name.startswith(FREE_FORM) and not prefix:
+        return f"++{argument}"
     if name not in SCALAR_SHORTHANDS and name not in RATE_KEYS and name != "codec":
         return argument
     if not value.strip():

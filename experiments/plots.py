@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.errors import RunFolderError
-from experiments.results import CODECS, CodecResult, RunResult
+from experiments.results import CodecResult, RunResult
 from experiments.series import (
     CODEC_TITLES,
     METRICS,
@@ -26,9 +26,9 @@ from experiments.series import (
     header_line,
     headline_metric,
     series_of,
-    severely_distorted_share,
     severity_rule,
 )
+from packager.settings import CODECS
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 COLUMN_IN = 3.33
@@ -95,7 +95,7 @@ def timeline(run: RunResult) -> Figure:
         _rate_limits(axes[0, 0], run, results)
         axes[1, 0].set_ylim(0, 1.08 * float(run.conditions["buffer_s"]))
         _shared_legend(figure, axes)
-        _caption(figure, header_line(run.conditions), width)
+        add_caption(figure, header_line(run.conditions), width)
     return figure
 
 
@@ -148,13 +148,13 @@ def _draw_buffer(axis: Any, run: RunResult, result: CodecResult) -> None:
 def _draw_quality(axis: Any, result: CodecResult, metric: str) -> None:
     frames = result.frames
     color = _CODEC_COLORS[result.codec]
-    gaps = np.flatnonzero(np.diff(frames["play_s"].to_numpy()) > 2.5 * np.median(np.diff(frames["play_s"])))
+    gaps = np.flatnonzero(np.diff(frames["wall_time_s"].to_numpy()) > 2.5 * np.median(np.diff(frames["wall_time_s"])))
     values = np.insert(frames[metric].to_numpy(dtype=float), gaps + 1, np.nan)  # no line across a stall
-    times = np.insert(frames["play_s"].to_numpy(dtype=float), gaps + 1, np.nan)
+    times = np.insert(frames["wall_time_s"].to_numpy(dtype=float), gaps + 1, np.nan)
     axis.plot(times, values, color=color, linewidth=0.4, alpha=0.45)
-    frame_s = float(np.median(np.diff(frames["play_s"]))) if len(frames) > 1 else 0.0
+    frame_s = float(np.median(np.diff(frames["wall_time_s"]))) if len(frames) > 1 else 0.0
     means = frames.groupby("segment", sort=True).agg(
-        start=("play_s", "min"), end=("play_s", "max"), mean=(metric, "mean")
+        start=("wall_time_s", "min"), end=("wall_time_s", "max"), mean=(metric, "mean")
     )
     axis.hlines(means["mean"], means["start"], means["end"] + frame_s, color=color, linewidth=1.3)
     if result.summary["severe_metric"] == metric:
@@ -196,8 +196,8 @@ def _shared_legend(figure: Figure, axes: np.ndarray) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=min(columns, len(entries)))
 
 
-def _caption(figure: Figure, text: str, width_in: float) -> None:
-    """Write the conditions under the axes, wrapped to the figure's width."""
+def add_caption(figure: Figure, text: str, width_in: float) -> None:
+    """Write the conditions under the axes of a figure, wrapped to its width."""
     characters = int(width_in * 23.5)  # of the 6 point caption
     figure.supxlabel("\n".join(textwrap.wrap(text, characters)), fontsize=5.5, color="0.3")
 
@@ -248,7 +248,7 @@ def rebuffering_against_quality(runs: Sequence[RunResult]) -> Figure:
         better = "up" if METRICS[metric].higher_is_better else "down"
         axis.set_title(f"better: {better} and to the left", loc="left", fontsize=6.5, color="0.3")
         figure.legend(loc="outside upper center", ncols=2 if len(series) <= 4 else 1)
-        _caption(figure, common_header(runs), COLUMN_IN)
+        add_caption(figure, common_header(runs), COLUMN_IN)
     return figure
 
 
@@ -276,7 +276,7 @@ def distributions(runs: Sequence[RunResult]) -> Figure:
         axes[-1].set_xlim(left=0)
         axes[-2].set_xlim(left=0)
         _shared_legend(figure, axes[None, :])
-        _caption(figure, common_header(runs), PAGE_IN)
+        add_caption(figure, common_header(runs), PAGE_IN)
     return figure
 
 
@@ -284,10 +284,7 @@ def severe_distortion(runs: Sequence[RunResult]) -> Figure:
     """Draw the share of severely distorted frames of each session as bars; the axis states the threshold."""
     series = series_of(runs)
     metric, threshold = common_severity(series)
-    shares = [
-        100 * severely_distorted_share(one.result.frames[metric].to_numpy(dtype=float), metric, threshold)
-        for one in series
-    ]
+    shares = [100 * float(one.result.summary["severe_share"]) for one in series]
     with paper_style():
         figure, axis = plt.subplots(figsize=(COLUMN_IN, 1.0 + 0.28 * len(series)), layout="constrained")
         for index, share in enumerate(shares):
@@ -304,7 +301,7 @@ def severe_distortion(runs: Sequence[RunResult]) -> Figure:
         axis.set_xlim(0, max(1.0, 1.18 * max(shares)))
         axis.grid(visible=False, axis="y")
         axis.set_xlabel(f"Severely distorted frames [%]\n({severity_rule(metric, threshold)})")
-        _caption(figure, common_header(runs), COLUMN_IN)
+        add_caption(figure, common_header(runs), COLUMN_IN)
     return figure
 
 

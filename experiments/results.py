@@ -23,8 +23,6 @@ from experiments.errors import RunFolderError
 
 SUMMARY_VERSION = 1
 TABLES = ("segments", "frames", "events")
-CODECS = ("prompt", "h265")
-"""Codecs a run can stream, in the order of every table and figure."""
 
 
 @dataclass(frozen=True)

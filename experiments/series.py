@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from experiments.errors import RunFolderError
-from experiments.results import CODECS, CodecResult, RunResult
+from experiments.results import CodecResult, RunResult
+from packager.settings import CODECS
 
 CODEC_TITLES = {"prompt": "Prompts", "h265": "H.265"}
 
@@ -48,17 +47,6 @@ def headline_metric(results: Sequence[CodecResult]) -> str | None:
         if results and all(metric in result.frames for result in results):
             return metric
     return None
-
-
-def severely_distorted_share(values: np.ndarray, metric: str, threshold: float) -> float:
-    """Return the share of frames worse than ``threshold``: above it for a distance, below it for a score.
-
-    Args:
-        values: [frames] the metric of every frame shown.
-    """
-    if len(values) == 0:
-        return float("nan")
-    return float(np.mean(values < threshold if METRICS[metric].higher_is_better else values > threshold))
 
 
 def severity_rule(metric: str, threshold: float) -> str:

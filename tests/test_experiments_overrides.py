@@ -62,6 +62,7 @@ def test_bad_rate_is_one_line(text: str) -> None:
         ("-m", "-m"),
         ("video=2024", "video.name='2024'"),
         ("video=true", "video.name='true'"),
+        ("abr.options.horizon=5", "++abr.options.horizon=5"),
         ("rate=null", "trace.rate_bps=null"),
     ],
 )

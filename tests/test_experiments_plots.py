@@ -12,7 +12,7 @@ from experiments import plot
 from experiments.errors import RunFolderError
 from experiments.plots import buffer_levels, draw_figures, rebuffering_spans
 from experiments.results import CodecResult, load_run, write_codec, write_summary, write_table
-from experiments.series import header_line, series_of, severely_distorted_share, severity_rule
+from experiments.series import header_line, series_of, severity_rule
 
 CONDITIONS: dict[str, Any] = {
     "video": "demo", "trace": "lte", "share": 100, "offset_s": 0.0, "mean_rate_bps": 45_600.0, "delay_ms": 20.0,
@@ -41,7 +41,7 @@ def _session(codec: str, seed: int) -> CodecResult:
     frames = pd.DataFrame(
         {
             "segment": index // (2 * FPS), "frame": index % (2 * FPS),
-            "play_s": play[index // (2 * FPS)] + index % (2 * FPS) / FPS,
+            "wall_time_s": play[index // (2 * FPS)] + index % (2 * FPS) / FPS,
             "lpips_squeeze": quality, "psnr_db": 35 - 20 * quality,
         }
     )  # fmt: skip
@@ -50,6 +50,7 @@ def _session(codec: str, seed: int) -> CodecResult:
     )
     summary = {
         "elapsed_s": 64.5, "rebuffering_ratio": 3 / 63, "severe_metric": "lpips_squeeze", "severe_threshold": 0.3,
+        "severe_share": float((quality > 0.3).mean()),
     }  # fmt: skip
     return CodecResult(codec, segments, frames, events, summary)
 
@@ -92,10 +93,7 @@ def test_rebuffering_open_at_the_end_closes_with_the_log() -> None:
     assert rebuffering_spans(events.iloc[:3]) == [(1.0, 3.0), (5.0, 5.0)]
 
 
-def test_severe_distortion_counts_the_worse_side() -> None:
-    values = np.array([0.1, 0.3, 0.4, 0.9])
-    assert severely_distorted_share(values, "lpips_squeeze", 0.3) == 0.5
-    assert severely_distorted_share(values, "ssimulacra2", 0.3) == 0.25
+def test_rules_of_severe_distortion_name_the_worse_side() -> None:
     assert severity_rule("lpips_squeeze", 0.3) == "LPIPS (SqueezeNet) > 0.3"
     assert severity_rule("ssimulacra2", 10.0) == "SSIMULACRA2 < 10"
 

@@ -1,0 +1,32 @@
+"""``python -m experiments.run``: the main job. Package a video, stream it over a trace, log, measure and plot it."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.errors import UsageError
+from experiments.overrides import rewrite_overrides
+
+_HELP_FLAGS = ("-h", "--help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code: 0, 1 for a run that failed, 2 for a command line that is wrong."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    from experiments.command_line import check_arguments, help_text
+
+    try:
+        if any(flag in given for flag in _HELP_FLAGS):
+            print(help_text())
+            return 0
+        overrides = rewrite_overrides(given)
+        check_arguments(overrides)
+    except UsageError as error:
+        print(f"experiments.run: {error}", file=sys.stderr)
+        return 2
+    from experiments.job import run_hydra
+
+    return run_hydra(overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

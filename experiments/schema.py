@@ -1,0 +1,96 @@
+"""What a run is configured with. The libraries' own dataclasses are the schema, so unknown keys and wrong types fail
+before anything is built; this module only puts them together and registers them with Hydra."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from abr import AbrConfig
+from emulator import LinkConfig
+from experiments.errors import UsageError
+from experiments.shares import default_share
+from packager.settings import CODECS, BuildConfig
+from player.config import PlayerConfig
+from traces import TraceConfig
+
+CONF = Path(__file__).with_name("conf")
+SCHEMA_NAME = "run_schema"
+
+
+@dataclass
+class VideoConfig:
+    """What is streamed."""
+
+    name: str = "demo"
+    """`demo`, a clip this project makes itself on first use, or the path of any video file."""
+    seconds: float = 12.0
+    """Length of the demo clip, s."""
+    size: int = 512
+    """Side of the demo clip's square frames, pixels."""
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise UsageError(f"video.seconds={self.seconds:g}: expected a length above zero")
+
+
+@dataclass
+class QualityConfig:
+    """When a frame counts as severely distorted; the rule is stated wherever the share is."""
+
+    severe_metric: str = "auto"
+    """Metric that decides; auto: the first measured of LPIPS, SSIMULACRA2, PSNR."""
+    severe_threshold: float | None = None
+    """Frames worse than this are severely distorted; null: the published threshold (docs/metrics.md)."""
+
+
+@dataclass
+class RunConfig:
+    """One run: one video, one link, one controller, one or both codecs."""
+
+    trace: TraceConfig = field(default_factory=TraceConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    abr: AbrConfig = field(default_factory=AbrConfig)
+    player: PlayerConfig = field(default_factory=PlayerConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    codec: list[str] = field(default_factory=lambda: list(CODECS))
+    """What to stream, each in a session of its own over the same link: prompt, h265."""
+    name: str = "run"
+    """Last part of the run folder's name."""
+    session_s: float = 180.0
+    """Length of the programme, s; a shorter clip loops, a longer one is cut."""
+    render_check: bool = True
+    """Render every segment that was played once, and report the measured speed."""
+    render: bool = False
+    """Write what the viewer saw as session.mp4, rebuffering included."""
+    figures: bool = True
+    """Draw the figures."""
+    overwrite: bool = False
+    """Write into a folder that already holds a run."""
+    cache_dir: str = "outputs/cache"
+    """Where the demo clip and packaged videos are kept between runs."""
+
+    def __post_init__(self) -> None:
+        unknown = [codec for codec in self.codec if codec not in CODECS]
+        if unknown or not self.codec:
+            raise UsageError(f"codec={','.join(self.codec)}: expected one or both of {', '.join(CODECS)}")
+        if len(set(self.codec)) < len(self.codec):
+            raise UsageError(f"codec={','.join(self.codec)}: each codec can be given once")
+        if not 0 < self.session_s <= 86_400:
+            raise UsageError(f"session_s={self.session_s:g}: expected a length above zero and up to a day (86400)")
+
+
+def register() -> None:
+    """Make the schema and this project's resolvers known to Hydra; may be called any number of times."""
+    ConfigStore.instance().store(name=SCHEMA_NAME, node=RunConfig)
+    OmegaConf.register_new_resolver("default_share", default_share, replace=True)
+    OmegaConf.register_new_resolver("file_name", _file_name, replace=True)
+
+
+def _file_name(text: str) -> str:
+    """Return ``text`` as one part of a folder's name: a path's last part, odd characters replaced."""
+    stem = Path(str(text)).stem if "/" in str(text) and Path(str(text)).suffix else str(text)
+    return "".join(character if character.isalnum() or character in "._=-" else "-" for character in stem)[:80]
