@@ -27,3 +27,7 @@ class DecodeError(PlayerError):
 
 class WeightsError(PlayerError):
     """Weights of a metric network that cannot be had or do not match their checksum."""
+
+
+class SessionError(PlayerError):
+    """A driver that misuses a session (time going backwards, an answer nobody asked for), or settings out of range."""

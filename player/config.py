@@ -1,0 +1,40 @@
+"""The player's settings; the same dataclass is the experiments' schema."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from player.errors import SessionError
+
+
+@dataclass
+class PlayerConfig:
+    """How a session buffers, starts, resumes and retries. Times in seconds."""
+
+    buffer_s: float = 20.0
+    """Buffer cap: a segment is requested only when it fits. A longer segment is fetched once the buffer is empty."""
+    startup_s: float = 2.0
+    """Playback starts once this much is rendered, or the buffer is full, or nothing more is to come."""
+    rebuffer_s: float = 2.0
+    """Playback resumes under the same conditions with this much."""
+    timeout_s: float = 10.0
+    """A request is given up after this long."""
+    retries: int = 3
+    """Further attempts at a representation after a failure (dash.js: 3); then as many at the lowest; then a gap."""
+    backoff_s: float = 1.0
+    """Pause before the first retry, doubled before each further one (Shaka Player: 1 s, factor 2)."""
+    render_fps: float | None = None
+    """Frames per second that the simulated renderer makes; None: rendering costs no time. The driver reads it."""
+
+    def __post_init__(self) -> None:
+        for name in ("buffer_s", "timeout_s"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise SessionError(f"player.{name} must be positive, not {getattr(self, name)}")
+        for name in ("startup_s", "rebuffer_s", "backoff_s"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise SessionError(f"player.{name} must be 0 or more, not {getattr(self, name)}")
+        if self.retries < 0:
+            raise SessionError(f"player.retries must be 0 or more, not {self.retries}")
+        if self.render_fps is not None and not (math.isfinite(self.render_fps) and self.render_fps > 0):
+            raise SessionError(f"player.render_fps must be positive or null, not {self.render_fps}")

@@ -1,0 +1,174 @@
+"""A session's tables: one row per segment, per frame and per event, and a summary. No I/O.
+
+Rows are plain dictionaries, frames are numpy columns (a programme may have 10^5 of them). Times are session times in
+seconds on the driver's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abr import Ladder
+from player.errors import SessionError
+from player.events import Event, RebufferingStarted, RepresentationSwitched, RequestFailed, SegmentSkipped
+from player.playback import Playback, PlaybackState, Span
+
+
+@dataclass
+class SegmentRow:
+    """What happened to one segment. Fields are None until they are known."""
+
+    segment: int
+    representation: int
+    duration_s: float
+    decided_s: float
+    buffer_s: float
+    """Media downloaded and not yet played when the controller chose."""
+    wait_s: float
+    """Pause the controller asked for, as far as it was granted."""
+    estimate_bps: float | None
+    """What the controller believed."""
+    link_rate_bps: float | None
+    """What `abr.SlowStartEstimator` says of the link at that moment, whatever the controller uses."""
+    link_rate_is_bound: bool | None
+    """Whether that is only a lower bound."""
+    reason: str
+    request_s: float | None = None
+    """When the last attempt was requested."""
+    first_byte_s: float | None = None
+    finish_s: float | None = None
+    rendered_s: float | None = None
+    render_s: float | None = None
+    """Time the renderer took, its queue not counted."""
+    play_start_s: float | None = None
+    content_start_s: float | None = None
+    size_bytes: int = 0
+    init_bytes: int = 0
+    """Init segment fetched with it, at a representation's first use."""
+    wasted_bytes: int = 0
+    """Bytes of failed attempts."""
+    retries: int = 0
+    downloaded: bool = False
+    skipped: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as logged: the fields, and bitrate and throughput from them."""
+        row = asdict(self)
+        row["bitrate_bps"] = 8 * self.size_bytes / self.duration_s
+        row["throughput_bps"] = None
+        if self.finish_s is not None and self.request_s is not None and self.finish_s > self.request_s:
+            row["throughput_bps"] = 8 * (self.size_bytes + self.init_bytes) / (self.finish_s - self.request_s)
+        return row
+
+
+@dataclass(frozen=True)
+class SessionLog:
+    """The tables of one session."""
+
+    segments: list[dict[str, Any]]
+    """One row per segment that was asked for; see `SegmentRow`."""
+    events: list[dict[str, Any]]
+    """time_s, event, segment, value; in order of time."""
+    summary: dict[str, float]
+    """See `build_log`."""
+    spans: tuple[Span, ...]
+    """The uninterrupted stretches of playback."""
+    played_s: float
+    ended: bool
+    starts_s: tuple[float, ...]
+    """Programme time at which each segment begins."""
+
+    def wall_times_s(self, content_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return when each content time was on the screen; at a stop, when playback resumed."""
+        wall = np.array([span.wall_s for span in self.spans])
+        content = np.array([span.content_s for span in self.spans])
+        index = np.searchsorted(content, content_s, side="right") - 1
+        return wall[index] + (content_s - content[index])
+
+    def frames(self, frames_per_segment: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Return the frames that were shown, as columns of equal length, in order.
+
+        Args: frames_per_segment: [S] how many frames each segment of the programme has, evenly spaced.
+
+        Returns: segment, representation, frame (index in the segment), media_time_s (programme time), wall_time_s.
+        """
+        counts = np.asarray(frames_per_segment, dtype=np.int64)
+        if counts.shape != (len(self.starts_s),) or np.any(counts < 1):
+            raise SessionError(f"frames_per_segment: {len(self.starts_s)} counts of 1 or more expected")
+        shown = [row for row in self.segments if row["content_start_s"] is not None]
+        segment = np.array([row["segment"] for row in shown], dtype=np.int64)
+        count = counts[segment]
+        frame = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        offset_s = frame * np.repeat(_column(shown, "duration_s") / count, count)
+        content_s = np.repeat(_column(shown, "content_start_s"), count) + offset_s
+        columns = {
+            "segment": np.repeat(segment, count),
+            "representation": np.repeat(_column(shown, "representation").astype(np.int64), count),
+            "frame": frame,
+            "media_time_s": np.repeat(np.array(self.starts_s)[segment], count) + offset_s,
+            "wall_time_s": self.wall_times_s(content_s) if self.spans else np.zeros(len(content_s)),
+        }
+        seen = np.full(len(content_s), bool(self.spans)) if self.ended else content_s < self.played_s
+        return {name: column[seen] for name, column in columns.items()}
+
+
+def build_log(rows: Sequence[SegmentRow], playback: Playback, ladder: Ladder) -> SessionLog:
+    """Make the tables of a session.
+
+    Summary: startup_delay_s + played_s + rebuffered_s = elapsed_s; rebuffering_ratio = rebuffered / (played +
+    rebuffered); rebuffering_count; switches between segments played one after the other; mean_bitrate_bps = bytes of
+    downloaded segments and their init segments * 8 / their playing time; downloaded_bytes, wasted_bytes; segments
+    downloaded; skipped_segments and skipped_s; timeouts, errors, retries; ended (1 or 0).
+    """
+    events = playback.events
+    ended = playback.state is PlaybackState.ENDED
+    starts_s = np.cumsum(ladder.segment_duration_s) - ladder.segment_duration_s
+    return SessionLog(
+        segments=[row.as_dict() for row in rows],
+        events=[_event_row(event) for event in events],
+        summary=_summary(rows, playback, events),
+        spans=tuple(playback.spans),
+        played_s=playback.played_s,
+        ended=ended,
+        starts_s=tuple(starts_s.tolist()),
+    )
+
+
+def _summary(rows: Sequence[SegmentRow], playback: Playback, events: Sequence[Event]) -> dict[str, float]:
+    downloaded = [row for row in rows if row.downloaded]
+    size_bytes = sum(row.size_bytes + row.init_bytes for row in downloaded)
+    media_s = sum(row.duration_s for row in downloaded)
+    watched_s = playback.played_s + playback.rebuffered_s
+    failures = [event for event in events if isinstance(event, RequestFailed)]
+    return {
+        "startup_delay_s": playback.startup_delay_s,
+        "played_s": playback.played_s,
+        "rebuffered_s": playback.rebuffered_s,
+        "elapsed_s": playback.now_s - playback.start_s,
+        "rebuffering_ratio": playback.rebuffered_s / watched_s if watched_s > 0 else 0.0,
+        "rebuffering_count": sum(isinstance(event, RebufferingStarted) for event in events),
+        "switches": sum(isinstance(event, RepresentationSwitched) for event in events),
+        "mean_bitrate_bps": 8 * size_bytes / media_s if media_s > 0 else 0.0,
+        "downloaded_bytes": size_bytes,
+        "wasted_bytes": sum(row.wasted_bytes for row in rows),
+        "segments": len(downloaded),
+        "skipped_segments": sum(isinstance(event, SegmentSkipped) for event in events),
+        "skipped_s": sum(row.duration_s for row in rows if row.skipped),
+        "timeouts": sum(event.name == "timeout" for event in failures),
+        "errors": sum(event.name == "error" for event in failures),
+        "retries": sum(row.retries for row in rows),
+        "ended": int(playback.state is PlaybackState.ENDED),
+    }
+
+
+def _event_row(event: Event) -> dict[str, Any]:
+    return {"time_s": event.time_s, "event": event.name, "segment": event.segment, "value": event.value}
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    return np.array([row[name] for row in rows], dtype=np.float64)

@@ -1,0 +1,516 @@
+"""The session's rules by hand, its misuse, and what must hold for any network, ladder, controller and renderer."""
+
+import itertools
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abr import AbrConfig, AbrError, Decision, Ladder
+from player.config import PlayerConfig
+from player.errors import SessionError
+from player.events import SegmentPlayed, SegmentSkipped
+from player.playback import PlaybackState
+from player.session import Finished, Request, Session, Wait
+
+
+def make_ladder(durations_s=(2.0,) * 5, rates_bps=(100e3, 200e3, 400e3), **extra):
+    sizes = [[max(round(duration * rate / 8), 1) for rate in rates_bps] for duration in durations_s]
+    return Ladder(rates_bps, sizes, durations_s, **extra)
+
+
+@dataclass
+class Script:
+    """A controller that says what it is told, and keeps what it saw."""
+
+    choices: list
+    wait_s: float = 0.0
+
+    def __post_init__(self):
+        self.seen = []
+
+    def choose(self, observation):
+        self.seen.append(observation)
+        index = min(len(self.seen) - 1, len(self.choices) - 1)
+        return Decision(self.choices[index], self.wait_s, estimate_bps=1e6, reason="script")
+
+
+@dataclass
+class Done:
+    """A finished transfer."""
+
+    request_s: float
+    first_byte_s: float
+    finish_s: float
+    size_bytes: int
+
+
+def make_session(choices=(0,), *, ladder=None, wait_s=0.0, **config):
+    return Session(ladder or make_ladder(), Script(list(choices), wait_s), PlayerConfig(**config))
+
+
+def fetch(session, now_s, took_s=0.5, *, render=True):
+    """Answer the request due at `now_s` after `took_s`; return the time and the segment."""
+    request = session.next_action(now_s)
+    assert isinstance(request, Request), request
+    finish_s = now_s + took_s
+    session.on_complete(finish_s, Done(now_s, now_s + took_s / 2, finish_s, request.size_bytes))
+    if render:
+        session.on_rendered(finish_s, request.segment)
+    return finish_s, request.segment
+
+
+def names(session):
+    return [(round(event.time_s, 9), event.name, event.segment) for event in session.events()]
+
+
+# By hand
+
+
+def test_a_session_by_hand():
+    """Three segments of 2 s, startup at 2 s: downloads of 0.5, 0.5 and 4 s, so 1 s of rebuffering."""
+    session = make_session([0, 1, 1], ladder=make_ladder((2.0,) * 3))
+    now_s, _ = fetch(session, 10.0)
+    assert session.state is PlaybackState.PLAYING
+    now_s, _ = fetch(session, now_s)
+    assert session.buffer_s == pytest.approx(3.5)
+    now_s, _ = fetch(session, now_s, 4.0)
+    assert now_s == 15.0
+    action = session.next_action(now_s)
+    assert action == Wait(17.0)
+    assert session.next_action(17.0) == Finished()
+    assert names(session) == [
+        (10.5, "startup", 0),
+        (10.5, "play", 0),
+        (12.5, "switch", 1),
+        (12.5, "play", 1),
+        (14.5, "rebuffering_start", 2),
+        (15.0, "rebuffering_end", 2),
+        (15.0, "play", 2),
+        (17.0, "end", 2),
+    ]
+    summary = session.log().summary
+    assert summary["startup_delay_s"] == 0.5
+    assert summary["played_s"] == 6.0
+    assert summary["rebuffered_s"] == pytest.approx(0.5)
+    assert summary["elapsed_s"] == 7.0
+    assert summary["rebuffering_ratio"] == pytest.approx(0.5 / 6.5)
+    assert (summary["rebuffering_count"], summary["switches"]) == (1, 1)
+    assert summary["mean_bitrate_bps"] == pytest.approx((100e3 + 200e3 + 200e3) / 3)
+
+
+def test_playback_waits_for_the_startup_threshold():
+    session = make_session(startup_s=5.0)
+    now_s = 0.0
+    for expected in (PlaybackState.STARTUP, PlaybackState.STARTUP, PlaybackState.PLAYING):
+        now_s, _ = fetch(session, now_s)
+        assert session.state is expected
+    assert session.log().summary["startup_delay_s"] == 1.5
+
+
+def test_playback_resumes_at_its_own_threshold():
+    session = make_session(startup_s=2.0, rebuffer_s=4.0)
+    now_s, _ = fetch(session, 0.0)
+    now_s, _ = fetch(session, now_s, 3.0)  # runs out at 2.5, arrives at 3.5
+    assert session.state is PlaybackState.REBUFFERING
+    now_s, _ = fetch(session, now_s, 0.5)
+    assert session.state is PlaybackState.PLAYING
+    assert session.log().summary["rebuffered_s"] == pytest.approx(1.5)
+
+
+def test_the_end_of_the_programme_needs_no_threshold():
+    session = make_session(ladder=make_ladder((2.0, 1.0)), startup_s=10.0)
+    now_s, _ = fetch(session, 0.0)
+    assert session.state is PlaybackState.STARTUP
+    now_s, _ = fetch(session, now_s)
+    assert session.state is PlaybackState.PLAYING
+    assert session.next_action(now_s) == Wait(4.0)
+    assert session.next_action(4.0) == Finished()
+
+
+def test_a_full_buffer_starts_playback_below_the_threshold():
+    session = make_session(buffer_s=5.0, startup_s=8.0)
+    now_s, _ = fetch(session, 0.0)
+    now_s, _ = fetch(session, now_s)  # 4 s; a third segment does not fit
+    assert session.state is PlaybackState.PLAYING
+    assert session.next_action(now_s) == Wait(2.0)  # one second must play
+
+
+def test_the_buffer_cap_holds_requests_back():
+    session = make_session(buffer_s=6.0)
+    now_s = 0.0
+    for _ in range(3):
+        now_s, _ = fetch(session, now_s, 0.25)
+    assert session.buffer_s == pytest.approx(5.5)
+    action = session.next_action(now_s)
+    assert action == Wait(pytest.approx(2.25))
+    assert isinstance(session.next_action(action.until_s), Request)
+    assert session.buffer_s == pytest.approx(4.0)
+
+
+def test_a_segment_longer_than_the_cap_is_fetched_on_an_empty_buffer(caplog):
+    session = make_session(ladder=make_ladder((8.0, 8.0)), buffer_s=5.0, startup_s=2.0)
+    assert "do not fit in player.buffer_s=5" in caplog.text
+    assert session.capacity_s == 8.0
+    now_s, _ = fetch(session, 0.0)
+    action = session.next_action(now_s)
+    assert action == Wait(8.5)
+    now_s, _ = fetch(session, 8.5)
+    assert session.state is PlaybackState.PLAYING
+    assert session.log().summary["rebuffered_s"] == pytest.approx(0.5)
+
+
+def test_only_rendered_media_plays_but_all_of_it_counts_towards_the_cap():
+    session = make_session(buffer_s=4.0)
+    now_s, _ = fetch(session, 0.0, render=False)
+    now_s, _ = fetch(session, now_s, render=False)
+    assert (session.state, session.buffer_s, session.playable_s) == (PlaybackState.STARTUP, 4.0, 0.0)
+    assert session.next_action(now_s) == Wait(math.inf)
+    session.on_rendered(3.0, 0)
+    assert session.state is PlaybackState.PLAYING
+    assert session.next_action(5.0) == Request(2, 0, 25_000, 10.0)  # segment 0 has just played out
+    assert session.state is PlaybackState.PLAYING
+    assert session.next_action(5.5) == Wait(15.0)
+    assert session.state is PlaybackState.REBUFFERING
+    session.on_rendered(6.0, 1)
+    assert session.log().summary["rebuffered_s"] == pytest.approx(1.0)
+    rows = session.log().segments
+    assert [row["render_s"] for row in rows] == [2.5, 3.0, None]
+
+
+def test_slow_rendering_at_the_end_is_waited_for():
+    session = make_session(ladder=make_ladder((2.0,)))
+    now_s, _ = fetch(session, 0.0, render=False)
+    assert session.next_action(now_s) == Wait(math.inf)
+    session.on_rendered(4.0, 0)
+    assert session.next_action(4.0) == Wait(6.0)
+    assert session.next_action(100.0) == Finished()  # a late driver does not stretch the session
+    assert session.log().summary["elapsed_s"] == 6.0
+    assert session.log().summary["startup_delay_s"] == 4.0
+
+
+def test_media_rendered_at_the_very_end_of_the_buffer_is_no_rebuffering():
+    session = make_session()
+    now_s, _ = fetch(session, 0.0, 1.0)
+    fetch(session, now_s, 2.0)  # arrives at 3.0, when the first segment has just played out
+    assert session.state is PlaybackState.PLAYING
+    assert session.log().summary["rebuffering_count"] == 0
+
+
+# The controller's pause
+
+
+def test_the_controllers_pause_is_honoured():
+    session = make_session(wait_s=1.5)
+    now_s, _ = fetch(session, 0.0)  # at startup it would only delay: not granted
+    assert session.next_action(now_s) == Wait(2.0)
+    assert isinstance(session.next_action(2.0), Request)
+    assert [row["wait_s"] for row in session.log().segments] == [0.0, 1.5]
+
+
+def test_the_controllers_pause_never_drains_the_buffer():
+    session = make_session(wait_s=100.0)
+    now_s, _ = fetch(session, 0.0)
+    assert session.next_action(now_s) == Wait(2.5)
+    assert isinstance(session.next_action(2.5), Request)
+
+
+@pytest.mark.parametrize(
+    "decision", [Decision(3), Decision(-1), Decision(0.5), Decision(0, math.nan), Decision(0, -1.0), 2]
+)
+def test_an_impossible_decision_is_refused(decision):
+    session = make_session()
+    session._abr.choose = lambda observation: decision
+    with pytest.raises(AbrError, match="controller Script"):
+        session.next_action(0.0)
+
+
+def test_what_the_controller_sees():
+    session = make_session([0, 2], ladder=make_ladder((2.0,) * 3))
+    fetch(session, 5.0, render=False)
+    session.on_rendered(6.5, 0)  # one second of rendering for two of media
+    session.next_action(7.0)
+    first, second = session._abr.seen
+    assert (first.now_s, first.segment_index, first.last_representation, first.samples) == (5.0, 0, None, ())
+    assert (first.playing, first.render_speed, first.buffer_s) == (False, None, 0.0)
+    assert (second.now_s, second.segment_index, second.last_representation) == (7.0, 1, 0)
+    assert (second.playing, second.render_speed, second.buffer_s) == (True, 2.0, 1.5)
+    assert [sample.size_bytes for sample in second.samples] == [25_000]
+
+
+# Failures
+
+
+def fail(session, now_s, reason="timeout", received_bytes=0, **extra):
+    request = session.next_action(now_s)
+    assert isinstance(request, Request), request
+    session.on_error(now_s + 1.0, reason, received_bytes, **extra)
+    return now_s + 1.0, request.representation
+
+
+def test_retries_pause_longer_each_time_then_fall_to_the_lowest_then_leave_a_gap():
+    session = make_session([0, 2, 0], ladder=make_ladder((2.0,) * 3), retries=2, backoff_s=1.0)
+    now_s, _ = fetch(session, 0.0)
+    attempts = []
+    while True:
+        action = session.next_action(now_s)
+        if isinstance(action, Wait):
+            attempts.append(action.until_s - now_s)
+            now_s = action.until_s
+            continue
+        if action.segment == 2:
+            break
+        now_s += 1.0
+        session.on_error(now_s, "timeout", 10)
+        attempts.append(action.representation)
+    assert attempts == [2, 1.0, 2, 2.0, 2, 1.0, 0, 1.0, 0, 2.0, 0]
+    row = session.log().segments[1]
+    assert (row["skipped"], row["downloaded"], row["retries"], row["wasted_bytes"]) == (True, False, 5, 60)
+    session.on_complete(now_s + 1.0, Done(now_s, now_s + 0.5, now_s + 1.0, action.size_bytes))
+    session.on_rendered(now_s + 1.0, 2)
+    assert session.next_action(now_s + 3.0) == Finished()
+    summary = session.log().summary
+    assert (summary["skipped_segments"], summary["skipped_s"], summary["played_s"]) == (1, 2.0, 4.0)
+    assert (summary["timeouts"], summary["errors"], summary["wasted_bytes"]) == (6, 0, 60)
+    total_s = summary["startup_delay_s"] + summary["played_s"] + summary["rebuffered_s"]
+    assert total_s == pytest.approx(summary["elapsed_s"], abs=1e-9)
+    assert [event.segment for event in session.events() if isinstance(event, SegmentPlayed)] == [0, 2]
+
+
+def test_a_retry_that_succeeds_leaves_no_gap():
+    session = make_session([1], ladder=make_ladder((2.0,)), retries=1, backoff_s=0.0)
+    now_s, _ = fail(session, 0.0, "HTTP 503", 5)
+    now_s, _ = fetch(session, now_s)
+    assert session.next_action(now_s + 2.0) == Finished()
+    row = session.log().segments[0]
+    assert (row["retries"], row["wasted_bytes"], row["request_s"], row["skipped"]) == (1, 5, 1.0, False)
+    assert session.log().events[0] == {"time_s": 1.0, "event": "error", "segment": 0, "value": 5.0}
+
+
+def test_a_programme_of_gaps_ends():
+    session = make_session(ladder=make_ladder((2.0,) * 2), retries=0)
+    now_s, _ = fail(session, 0.0)
+    now_s, _ = fail(session, now_s)
+    assert session.next_action(now_s) == Finished()
+    summary = session.log().summary
+    assert (summary["startup_delay_s"], summary["played_s"], summary["rebuffered_s"]) == (2.0, 0.0, 0.0)
+    assert summary["elapsed_s"] == 2.0
+
+
+def test_a_cut_transfer_is_a_measurement_if_its_first_byte_is_known():
+    session = make_session([0], retries=3, backoff_s=0.0)
+    now_s, _ = fail(session, 0.0, "timeout", 1_000)
+    now_s, _ = fail(session, now_s, "timeout", 1_000, first_byte_s=1.2)
+    fetch(session, now_s)
+    session.next_action(now_s + 0.5)
+    samples = session._abr.seen[-1].samples
+    assert [(sample.size_bytes, sample.first_byte_s) for sample in samples] == [(1_000, 1.2), (25_000, 2.25)]
+
+
+# Init segments
+
+
+def test_an_init_segment_is_fetched_once_with_the_first_segment_of_its_representation():
+    ladder = make_ladder((2.0,) * 4, init_bytes=[100, 200, 300])
+    session = make_session([0, 1, 0, 1], ladder=ladder)
+    now_s, sizes = 0.0, []
+    for _ in range(4):
+        sizes.append(session.next_action(now_s).size_bytes)
+        session.on_complete(now_s + 0.5, Done(now_s, now_s, now_s + 0.5, sizes[-1]))
+        session.on_rendered(now_s + 0.5, len(sizes) - 1)
+        now_s += 0.5
+    assert sizes == [25_100, 50_200, 25_000, 50_000]
+    summary = session.log().summary
+    assert summary["downloaded_bytes"] == sum(sizes)
+    assert summary["mean_bitrate_bps"] == pytest.approx(8 * sum(sizes) / 8.0)
+
+
+# Misuse
+
+
+def test_time_may_not_go_backwards():
+    session = make_session()
+    session.next_action(5.0)
+    with pytest.raises(SessionError, match=r"time went backwards: 4\.500000 s after 5\.000000 s"):
+        session.next_action(4.5)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(SessionError, match="finite"):
+            session.next_action(bad)
+
+
+def test_answers_nobody_asked_for_are_refused():
+    session = make_session()
+    with pytest.raises(SessionError, match="on_complete without a request"):
+        session.on_complete(0.0, Done(0.0, 0.0, 0.0, 1))
+    with pytest.raises(SessionError, match="on_error without a request"):
+        session.on_error(0.0, "timeout")
+    with pytest.raises(SessionError, match="segment 0 rendered, but none"):
+        session.on_rendered(0.0, 0)
+    with pytest.raises(SessionError, match="has not begun"):
+        session.log()
+    now_s, _ = fetch(session, 0.0, render=False)
+    with pytest.raises(SessionError, match="segment 1 rendered, but segment 0"):
+        session.on_rendered(now_s, 1)
+
+
+@pytest.mark.parametrize(
+    ("done", "message"),
+    [
+        (Done(0.0, 0.5, 1.0, 7), "7 bytes arrived, but 25000"),
+        (Done(0.0, 0.5, 2.0, 25_000), "does not lie between"),
+        (Done(-1.0, 0.5, 1.0, 25_000), "does not lie between"),
+        (Done(0.0, 0.9, 0.5, 25_000), "impossible transfer"),
+    ],
+)
+def test_impossible_transfers_are_refused(done, message):
+    session = make_session()
+    session.next_action(0.0)
+    with pytest.raises(SessionError, match=message):
+        session.on_complete(1.0, done)
+
+
+@pytest.mark.parametrize("received", [-1, 25_001])
+def test_impossible_failures_are_refused(received):
+    session = make_session()
+    session.next_action(0.0)
+    with pytest.raises(SessionError, match="bytes received of 25000"):
+        session.on_error(1.0, "timeout", received)
+
+
+def test_one_request_at_a_time():
+    session = make_session()
+    session.next_action(1.0)
+    assert session.next_action(2.0) == Wait(11.0)
+    assert session.next_action(12.0) == Wait(12.0)
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"buffer_s": 0.0},
+        {"buffer_s": math.inf},
+        {"timeout_s": -1.0},
+        {"startup_s": -0.1},
+        {"rebuffer_s": math.nan},
+        {"backoff_s": -1.0},
+        {"retries": -1},
+        {"render_fps": 0.0},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings_):
+    with pytest.raises(SessionError, match=r"player\."):
+        PlayerConfig(**settings_)
+
+
+# For anything
+
+
+def drive(session, times_s, render_times_s, failures):
+    """Play a session to its end in virtual time; downloads and renders take the given times in turn."""
+    now_s, count, renders, free_s = 0.0, 0, deque(), 0.0
+    cap = session.capacity_s
+
+    def render_until(limit_s):
+        nonlocal now_s
+        while renders and renders[0][0] <= limit_s:
+            now_s, segment = renders.popleft()
+            session.on_rendered(now_s, segment)
+            assert -1e-9 <= session.buffer_s <= cap + 1e-9
+
+    for _ in range(10_000):
+        render_until(now_s)
+        action = session.next_action(now_s)
+        assert -1e-9 <= session.buffer_s <= cap + 1e-9
+        if isinstance(action, Finished):
+            return
+        if isinstance(action, Wait):
+            assert action.until_s > now_s
+            next_s = min(action.until_s, renders[0][0] if renders else math.inf)
+            assert next_s < math.inf, "a session that waits for nothing"
+            now_s = next_s
+            continue
+        sent_s, took_s = now_s, times_s[count % len(times_s)]
+        failed = failures[count % len(failures)]
+        count += 1
+        finish_s = sent_s + min(took_s, action.timeout_s)
+        render_until(finish_s)
+        now_s = finish_s
+        if failed or took_s > action.timeout_s:
+            session.on_error(now_s, "timeout" if took_s > action.timeout_s else "reset", action.size_bytes // 2)
+            continue
+        session.on_complete(now_s, Done(sent_s, sent_s + took_s / 3, now_s, action.size_bytes))
+        free_s = max(free_s, now_s) + render_times_s[action.segment % len(render_times_s)]
+        renders.append((free_s, action.segment))
+    raise AssertionError("the session did not end")
+
+
+duration = st.floats(0.05, 12.0)
+
+
+@settings(max_examples=150)
+@given(
+    durations_s=st.lists(duration, min_size=1, max_size=25),
+    name=st.sampled_from(["throughput", "ewma", "bba", "bola", "fixed", "script"]),
+    wait_s=st.sampled_from([0.0, 0.3, 5.0]),
+    times_s=st.lists(st.floats(0.001, 15.0), min_size=1, max_size=25),
+    render_times_s=st.lists(st.floats(0.0, 6.0), min_size=1, max_size=5),
+    failures=st.lists(st.sampled_from([False, False, False, True]), min_size=1, max_size=7),
+    config=st.builds(
+        PlayerConfig,
+        buffer_s=st.floats(0.5, 40.0),
+        startup_s=st.floats(0.0, 30.0),
+        rebuffer_s=st.floats(0.0, 30.0),
+        timeout_s=st.floats(0.5, 12.0),
+        retries=st.integers(0, 3),
+        backoff_s=st.floats(0.0, 2.0),
+    ),
+)
+def test_what_holds_for_any_session(durations_s, name, wait_s, times_s, render_times_s, failures, config):
+    ladder = make_ladder(durations_s)
+    if name == "script":
+        controller = Script([2, 0, 1, 2], wait_s)
+    else:
+        controller = AbrConfig(name=name, representation=1).create(ladder, buffer_capacity_s=config.buffer_s)
+    session = Session(ladder, controller, config)
+    drive(session, times_s, render_times_s, failures)
+    log, events = session.log(), session.events()
+    summary = log.summary
+
+    total_s = summary["startup_delay_s"] + summary["played_s"] + summary["rebuffered_s"]
+    assert total_s == pytest.approx(summary["elapsed_s"], abs=1e-9)
+    assert summary["played_s"] + summary["skipped_s"] == pytest.approx(sum(durations_s), abs=1e-9)
+    assert summary["ended"] == 1
+
+    stops_s = sum(event.duration_s for event in events if event.name == "rebuffering_end")
+    assert stops_s == pytest.approx(summary["rebuffered_s"], abs=1e-9)
+    assert all(event.duration_s > 0 for event in events if event.name == "rebuffering_end")
+
+    times = [event.time_s for event in events]
+    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(times))
+    assert [event.name for event in events].count("end") == 1
+    assert events[-1].name == "end"
+
+    played = [event.segment for event in events if isinstance(event, SegmentPlayed)]
+    skipped = [event.segment for event in events if isinstance(event, SegmentSkipped)]
+    assert sorted(played + skipped) == list(range(len(durations_s)))
+    assert played == sorted(played)
+
+    rows = log.segments
+    assert [row["segment"] for row in rows] == list(range(len(durations_s)))
+    for row in rows:
+        assert row["downloaded"] != row["skipped"]
+        if row["downloaded"]:
+            assert row["request_s"] <= row["first_byte_s"] <= row["finish_s"] <= row["rendered_s"]
+            assert row["rendered_s"] <= row["play_start_s"] + 1e-9
+
+    frames = log.frames([max(round(seconds * 10), 1) for seconds in durations_s])
+    walls = frames["wall_time_s"]
+    assert sorted(set(frames["segment"].tolist())) == played
+    assert all(walls[1:] >= walls[:-1])
+    for row in rows:
+        if row["downloaded"]:
+            first = frames["wall_time_s"][frames["segment"] == row["segment"]][0]
+            assert first == pytest.approx(row["play_start_s"], abs=1e-9)
