@@ -182,6 +182,33 @@ def test_codes_cost_less_than_their_parts_would():
     assert sizes[1] < 0.9 * sizes[0]
 
 
+def coefficient_maps(image, shift):
+    """Return 16 maps float64 [256, 16] of low block-DCT coefficients of a 256 x 256 crop, their means removed."""
+    from scipy.fft import dctn
+
+    crop = image[shift // 2 : shift // 2 + 256, shift : shift + 256].mean(axis=2)
+    blocks = dctn(crop.reshape(16, 16, 16, 16).transpose(0, 2, 1, 3), axes=(2, 3), norm="ortho")
+    order = sorted(((i, j) for i in range(6) for j in range(6)), key=lambda place: (sum(place), place))[:16]
+    maps = np.stack([blocks[:, :, i, j].ravel() for i, j in order], axis=1)
+    return maps - maps.mean(axis=0)
+
+
+@pytest.mark.parametrize(("step", "first", "later"), [(40, 1262, 1106), (120, 633, 510)])
+def test_documented_sizes(step, first, later):
+    """The table in docs/format.md, on photographs that ship with scikit-image."""
+    from skimage import data
+
+    v = np.zeros((16, 128), np.int16)
+    firsts, laters = [], []
+    for image in (data.astronaut(), data.chelsea(), data.coffee()):
+        prompts = [(np.round(coefficient_maps(image, 4 * k) / step).astype(np.int16), v) for k in range(4)]
+        sizes = round_trip(Layout(256, 128, 16, 16, 16), prompts)
+        firsts.append(sizes[0])
+        laters += sizes[1:]
+    assert np.mean(firsts) == pytest.approx(first, rel=0.01)
+    assert np.mean(laters) == pytest.approx(later, rel=0.01)
+
+
 def test_laplacian_noise_costs_its_entropy():
     """Codes without structure: within 3 % of their own empirical entropy."""
     rng = np.random.default_rng(5)
