@@ -87,7 +87,8 @@ def split_spread(
     """Invert d(C): take the slow-start silences out of the measured spread.
 
     Evidence is only a bound, with fewer silences taken out than there may have been (the rate can only be too low), if
-    - the last round holds one packet and the link outran the window: nothing then tells one fast link from another;
+    - the last round holds one packet and the link outran the window: nothing then tells one fast link from another
+      (and where a short packet takes less time, two rates may share one spread near that point);
     - the spread lies so near the point where the pipe fills that, within the noise, that may be the case;
     - the spread is too short even for the silences of an infinitely fast link, so they did not happen: the sender's
       window was larger, or part of the first-byte time was not the path's.
@@ -100,8 +101,9 @@ def split_spread(
         return SpreadEvidence(path.bits_after_first(size_bytes), measured_s, path.resolution_s, is_bound=True)
     next_noise_s = noise_s + path.resolution_s + rtt_error_s
     shorter = _invert(path, size_bytes, measured_s - next_noise_s, window_packets, rtt_s)
-    is_bound = shorter.silent_rounds > found.silent_rounds and (shorter.bits == 0 or shorter.busy_s <= 0)
-    return SpreadEvidence(found.bits, found.busy_s, noise_s, is_bound)
+    may_be_infinite = shorter.silent_rounds > found.silent_rounds and (shorter.bits == 0 or shorter.busy_s <= 0)
+    ambiguous = not path.whole_packets and _rounds(path, size_bytes, window_packets)[0] == 1
+    return SpreadEvidence(found.bits, found.busy_s, noise_s, may_be_infinite or ambiguous)
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,16 @@ def _invert(path: PathModel, size_bytes: int, measured_s: float, window_packets:
         silent += 1
 
 
-def window_after(path: PathModel, size_bytes: int, *, window_packets: int) -> int:
-    """Return the congestion window after an object: it doubles each full round, and only while it is in use."""
+def _rounds(path: PathModel, size_bytes: int, window_packets: int) -> tuple[int, int]:
+    """Return the packets of the last round and its window, if the link outruns the window throughout."""
     left, window = path.packets(size_bytes), window_packets
     while left > window:
         left -= window
         window *= 2
+    return left, window
+
+
+def window_after(path: PathModel, size_bytes: int, *, window_packets: int) -> int:
+    """Return the congestion window after an object: it doubles each full round, and only while it is in use."""
+    left, window = _rounds(path, size_bytes, window_packets)
     return max(window, min(window + left, 2 * left))

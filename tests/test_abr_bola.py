@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abr import Ladder, Observation, OptionError, create_abr
@@ -100,6 +100,7 @@ def test_options_out_of_range_are_refused(options):
         create_abr("bola", make_ladder([1e6, 2e6]), buffer_capacity_s=20.0, **options)
 
 
+@settings(deadline=None)
 @given(
     rates=st.lists(st.integers(1, 10_000), min_size=1, max_size=8).map(lambda rates: [1e3 * r for r in sorted(rates)]),
     sizes=st.data(),

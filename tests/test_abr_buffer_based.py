@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abr import Ladder, Observation, OptionError, create_abr
@@ -76,6 +76,7 @@ def test_shares_out_of_range_are_refused(options):
         create_abr("bba", PAPER_LADDER, buffer_capacity_s=20.0, **options)
 
 
+@settings(deadline=None)
 @given(
     bitrates=st.lists(st.integers(1, 10_000), min_size=1, max_size=8).map(
         lambda rates: [1e3 * r for r in sorted(rates)]

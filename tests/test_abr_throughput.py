@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abr import (
@@ -75,6 +75,7 @@ def test_the_window_doubles_only_while_it_is_used(size_bytes, window, expected):
     assert window_after(PATH, size_bytes, window_packets=window) == expected
 
 
+@settings(deadline=None)
 @given(
     size_bytes=st.integers(5_000, 2_000_000),
     rate_bps=st.floats(1e5, 1e8),
@@ -87,11 +88,12 @@ def test_the_inverse_of_the_spread_is_the_rate_or_a_lower_bound(size_bytes, rate
     measured_s = spread_s(path, size_bytes, window_packets=window, rtt_s=rtt_s, rate_bps=rate_bps)
     evidence = split_spread(path, size_bytes, measured_s, window_packets=window, rtt_s=rtt_s)
     if evidence.is_bound:
-        assert evidence.bits <= rate_bps * evidence.busy_s * (1 + 1e-9)
+        assert evidence.bits <= rate_bps * evidence.busy_s * (1 + 1e-6) + 1.0
     else:
         assert evidence.bits == pytest.approx(rate_bps * evidence.busy_s, rel=1e-6, abs=1.0)
 
 
+@settings(deadline=None)
 @given(
     size_bytes=st.integers(1, 500_000),
     rates=st.tuples(st.floats(1e4, 1e8), st.floats(1e4, 1e8)),
@@ -159,6 +161,30 @@ def test_ours_reads_the_rate_of_an_emulated_link(rate_bps, rtt_s, sizes, model):
             assert not estimate.is_bound
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.15)
     assert np.mean(naive_ratios) < 0.72
+
+
+def test_ours_predicts_download_times_on_a_recorded_lte_link():
+    """Objects of 2 to 12 kB every 2 s: ours is near the link's rate and times; naive reads a fraction of the rate."""
+    trace = load_trace("lte")
+    transport, now_s, samples = create_transport(trace, LinkConfig()), 0.0, []
+    errors = {"slow_start": [], "naive": []}
+    ratios = {"slow_start": [], "naive": []}
+    for index in range(150):
+        size_bytes = 2_000 + 2_500 * (index % 5)
+        estimates = {name: create_estimator(name).estimate(samples, now_s) for name in errors}
+        transfer = transport.request(size_bytes, now_s)
+        if index >= 5:
+            begin_s = samples[-5].request_s
+            true_bps = 8 * trace.capacity_bytes(1000 * begin_s, 1000 * now_s) / (now_s - begin_s) * 1448 / 1504
+            for name, estimate in estimates.items():
+                took_s = transfer.finish_s - transfer.request_s
+                errors[name].append(abs(math.log(estimate.predict_transfer_s(size_bytes) / took_s)))
+                ratios[name].append(estimate.rate_bps / true_bps)
+        samples.append(ThroughputSample(size_bytes, transfer.request_s, transfer.first_byte_s, transfer.finish_s))
+        now_s = max(now_s + 2.0, transfer.finish_s)
+    assert 0.8 < np.median(ratios["slow_start"]) < 1.1
+    assert np.median(ratios["naive"]) < 0.25
+    assert np.mean(errors["slow_start"]) < 0.75 * np.mean(errors["naive"])
 
 
 def test_ours_reads_a_serial_link_that_counts_bytes():
@@ -370,6 +396,7 @@ def test_predicted_times_of_the_naive_estimate_are_bytes_over_rate():
     assert estimate.predict_transfer_s(125_000) == 1.0
 
 
+@settings(deadline=None)
 @given(
     rates=st.lists(st.integers(1, 10_000), min_size=1, max_size=6).map(lambda r: [1e3 * x for x in sorted(r)]),
     transfers=st.lists(

@@ -450,7 +450,7 @@ def drive(session, times_s, render_times_s, failures):
 duration = st.floats(0.05, 12.0)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     durations_s=st.lists(duration, min_size=1, max_size=25),
     name=st.sampled_from(["throughput", "ewma", "bba", "bola", "fixed", "script"]),

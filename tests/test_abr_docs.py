@@ -1,0 +1,51 @@
+"""The examples of docs/controllers.md work as printed."""
+
+import json
+import re
+import types
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import abr.registry
+from abr import AbrConfig, Ladder, Observation, ThroughputSample, known_names, known_options
+from abr.__main__ import main
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "controllers.md").read_text(encoding="utf-8")
+LADDER = Ladder([1e5, 2e5, 4e5], [[25_000, 50_000, 100_000]] * 3, [2.0] * 3)
+
+
+def block(language):
+    """Return the first fenced block of a language."""
+    return re.search(rf"```{language}\n(.*?)```", TEXT, re.DOTALL).group(1)
+
+
+def test_the_example_plug_in_plugs_in(monkeypatch):
+    module = types.ModuleType("mycontroller")
+    exec(compile(block("python"), "mycontroller.py", "exec"), vars(module))
+    monkeypatch.setitem(__import__("sys").modules, "mycontroller", module)
+    group, name, value = re.search(r'entry-points\."(.+?)"\]\n(\w+) = "(.+?)"', block("toml")).groups()
+    point = metadata.EntryPoint(name, value, group)
+    monkeypatch.setattr(abr.registry.metadata, "entry_points", lambda group: [point] if group == point.group else [])
+    assert name in known_names()
+    controller = AbrConfig(name=name, options={"share": 0.7}).create(LADDER, buffer_capacity_s=20.0)
+    sample = ThroughputSample(25_000, 0.0, 0.04, 0.64)
+    full, empty = (
+        controller.choose(Observation(1.0, 0, buffer_s, 20.0, 0, (sample,), True)).representation
+        for buffer_s in (10.0, 1.0)
+    )
+    assert (full, empty) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["bba", "bola", "ewma", "fixed", "throughput"])
+def test_the_options_in_the_table_are_those_of_the_code(name):
+    row = re.search(rf"^\| `{name}` \|.*\|(.*)\|$", TEXT, re.MULTILINE).group(1)
+    assert sorted(re.findall(r"`(\w+)`", row)) == sorted(known_options(name))
+
+
+def test_the_example_observation_is_explained(tmp_path, capsys):
+    path = tmp_path / "observation.json"
+    path.write_text(block("json"), encoding="utf-8")
+    assert main(["explain", "bola", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["segment"] == 1
