@@ -226,6 +226,7 @@ class FluidTransport:
         flow.unsent -= count
         flow.in_flight += count
         flow.arrival_us = last_us
+        intact = int(min(self._until_loss, count))  # packets before the first random loss
         arriving = count - self._lose(count)
         share = self._share
         place = max(self._free, float(self._schedule.count_until_us(first_us)))
@@ -237,7 +238,8 @@ class FluidTransport:
         if lost:
             if not flow.fresh_losses:
                 # A full queue drops every other packet of a doubling flow: so many got in before the first drop.
-                first_lost = flow.admitted + max(admitted - lost, 0)
+                before_drop = intact if admitted == arriving else max(admitted - lost, 0)
+                first_lost = flow.admitted + min(intact, before_drop)
                 flow.detected_at = first_lost + _LOSS_THRESHOLD - 1
                 flow.holes.append(_Hole(first_lost))
             flow.fresh_losses += lost
@@ -383,7 +385,12 @@ class FluidTransport:
         if flow.sample_at < flow.admitted:
             acknowledged_us = self._departure_us(flow, flow.sample_at) + 2 * self._delay_us
             self._rtt.sample(acknowledged_us - flow.sampled_from_us)
-        if flow.acked >= flow.recovery_end and self._window < self._threshold:
+        if flow.acked < flow.recovery_end:
+            return
+        if self._window >= self._threshold:
+            if flow.in_flight >= int(self._window):
+                self._grow(1)
+        else:
             count = min(max(math.ceil((2 * flow.in_flight - self._window) / 3), 0), flow.in_flight)
             self._grow(min(count, math.ceil(min(self._threshold - self._window, count))))
 

@@ -9,7 +9,7 @@ import pytest
 from emulator import MODELS, LinkConfig, Transport, TransportError, create_transport
 from emulator.compare import compare, spread
 from emulator.fluid import Schedule
-from traces import Trace, load_trace
+from traces import Trace, TraceConfig, load_trace
 
 TWELVE_MBPS = Trace(name="12", opportunities_ms=np.array([1], dtype=np.int64), period_ms=1)  # one MTU per ms
 both = pytest.mark.parametrize("model", MODELS)
@@ -149,7 +149,7 @@ def test_losses_are_seeded_and_slow_transfers_down(model):
 
 
 def test_losses_cost_both_models_alike_on_average():
-    """Mean time of 960 transfers of 28 kB at 2 % loss; its standard error is about 2 % of it."""
+    """Mean time of 960 transfers of 28 kB at 2 % loss; standard error about 1.3 %."""
     means = {}
     for model in MODELS:
         total_s = 0.0
@@ -159,7 +159,7 @@ def test_losses_cost_both_models_alike_on_average():
                 transfer = transport.request(28_000, request * 10.0)
                 total_s += transfer.finish_s - transfer.request_s
         means[model] = total_s / 960
-    assert means["fluid"] == pytest.approx(means["packet"], rel=0.12)
+    assert means["fluid"] == pytest.approx(means["packet"], rel=0.08)
 
 
 @both
@@ -224,13 +224,23 @@ def test_models_agree_with_small_packets():
     assert found.p95 <= 0.20
 
 
-@both
-def test_long_transfers_take_few_steps(model):
-    """200 MB: the fluid model takes thousands of points, not 138 000 packets; both give the link's rate."""
-    if model == "packet":
-        pytest.skip("simulating every packet takes a second")
-    transfer = make(model).request(200_000_000, 0.0)
+def test_a_very_long_transfer_runs_at_the_links_rate():
+    transfer = make("fluid").request(200_000_000, 0.0)
     assert transfer.finish_s == pytest.approx(200_000_250 / 1448 / 1000, rel=0.02)
+
+
+@both
+@pytest.mark.parametrize(
+    ("size_bytes", "rtt_ms", "rate_bps", "apparent_bps"),
+    [(28_000, 40, 1e6, 0.80e6), (28_000, 40, 20e6, 2.59e6), (28_000, 100, 20e6, 1.08e6), (5_000, 40, 5e6, 0.81e6)],
+)
+def test_small_objects_misread_the_link(model, size_bytes, rtt_ms, rate_bps, apparent_bps):
+    """Size over time of a small object, against figures worked out without headers (hence the 8 %)."""
+    trace = load_trace(TraceConfig(name="constant", rate_bps=rate_bps))
+    transport = make(model, trace, delay_ms=rtt_ms / 2)
+    transport.request(0, 0.0)
+    transfer = transport.request(size_bytes, 5.0)
+    assert size_bytes * 8 / (transfer.finish_s - 5.0) == pytest.approx(apparent_bps, rel=0.08)
 
 
 @pytest.mark.parametrize(
