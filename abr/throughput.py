@@ -90,7 +90,8 @@ class SlowStartEstimator:
         evidence, window = self._evidence(recent, trips)
         if now_s - recent[-1].finish_s > self.path.idle_restart_s:
             window = self.path.initial_window_packets
-        ages_s = np.array([now_s - sample.finish_s for sample in recent])
+        # Ages from the latest transfer: only their differences matter, and after a long pause none may underflow to 0.
+        ages_s = np.array([recent[-1].finish_s - sample.finish_s for sample in recent])
         rate_bps, is_bound = _pool(evidence, self._mean.weights(ages_s))
         if rate_bps == 0:  # nothing but lone packets: one packet came within the first-byte time
             rate_bps, is_bound = 8 * recent[-1].size_bytes / max(trips.least_s, self.path.resolution_s), True

@@ -78,10 +78,9 @@ class TransferLike(Protocol):
 
 @dataclass
 class _Pending:
-    """The next segment's decision and how its attempts went."""
+    """The segment to fetch next, as decided, and how the attempts at it went."""
 
     segment: int
-    decision: Decision
     representation: int
     not_before_s: float
     failures: int = 0
@@ -91,7 +90,6 @@ class _Pending:
 class _InFlight:
     request: Request
     sent_s: float
-    init_bytes: int
 
 
 class Session:
@@ -320,7 +318,7 @@ class Session:
                 reason=decision.reason,
             )
         )
-        return _Pending(self._segment, decision, int(decision.representation), now_s + wait_s)
+        return _Pending(self._segment, int(decision.representation), now_s + wait_s)
 
     def _checked(self, decision: Decision) -> Decision:
         """Return a controller's decision if the session can carry it out; controllers may be foreign code."""
@@ -344,7 +342,7 @@ class Session:
         row.representation, row.request_s = representation, now_s
         row.size_bytes, row.init_bytes = segment_bytes, init_bytes
         request = Request(pending.segment, representation, segment_bytes + init_bytes, self.config.timeout_s)
-        self._in_flight = _InFlight(request, now_s, init_bytes)
+        self._in_flight = _InFlight(request, now_s)
         return request
 
     def _skip(self, segment: int) -> None:

@@ -240,6 +240,13 @@ def test_the_handshake_of_the_first_request_is_no_outage():
     assert SlowStartEstimator().estimate(samples, 10.0).rate_bps == pytest.approx(5e6, rel=1e-6)
 
 
+def test_a_pause_of_a_day_forgets_nothing():
+    samples = sequence(5_000, rate_bps=1e6, rtt_s=0.04)
+    estimate = SlowStartEstimator(mean="ewma").estimate(samples, 86_400.0)
+    assert not estimate.is_bound
+    assert estimate.rate_bps == pytest.approx(1e6)
+
+
 def test_the_fast_mean_follows_a_drop_and_the_slow_one_delays_a_rise():
     fast = [closed_form_sample(12_000, 2.0 * i, rate_bps=10e6, rtt_s=0.04) for i in range(10)]
     slow = [closed_form_sample(12_000, 20.0 + 2.0 * i, rate_bps=1e6, rtt_s=0.04) for i in range(3)]
