@@ -105,9 +105,10 @@ def _draw_rates(axis: Any, run: RunResult, result: CodecResult) -> None:
         trace["time_s"], trace["rate_bps"] / 1e3, step="post", color=_TRACE_COLOR, alpha=0.45, linewidth=0,
         label="link rate (1 s bins)",
     )  # fmt: skip
-    known = segments.dropna(subset=["estimate_bps"])
+    # A controller that goes by the buffer believes in no rate; then the player's own estimate is shown.
+    estimate = segments["estimate_bps"].fillna(segments["link_rate_bps"])
     axis.step(
-        known["request_s"], known["estimate_bps"] / 1e3, where="post", color=_ESTIMATE_COLOR, linewidth=0.7,
+        segments["request_s"], estimate / 1e3, where="post", color=_ESTIMATE_COLOR, linewidth=0.7,
         linestyle=(0, (3, 1.5)), label="throughput estimate",
     )  # fmt: skip
     axis.step(

@@ -62,7 +62,7 @@ def condition_texts(conditions: dict[str, Any]) -> dict[str, str]:
         "video": str(conditions["video"]),
         "trace": f"trace {conditions['trace']}{offset}",
         "share": f"share 1/{conditions['share']} ({share})",
-        "mean_rate": f"mean {conditions['mean_rate_bps'] / 1e3:.4g} kbit/s",
+        "mean_rate": _rates(conditions),
         "delay": f"delay {conditions['delay_ms']:g} ms one way",
         "loss": f"loss {100 * conditions['loss']:g} %" if conditions["loss"] else "",
         "buffer": f"buffer {conditions['buffer_s']:g} s",
@@ -111,6 +111,11 @@ def common_severity(series: Sequence[Series]) -> tuple[str, float]:
         found = " and ".join(severity_rule(*rule) for rule in sorted(rules))
         raise RunFolderError(f"these runs count severely distorted frames by different rules: {found}")
     return rules.pop()
+
+
+def _rates(conditions: dict[str, Any]) -> str:
+    whole, session = (f"{conditions[key] / 1e3:.4g} kbit/s" for key in ("mean_rate_bps", "session_rate_bps"))
+    return f"mean {whole} ({session} in the session)"
 
 
 def _ordinal(number: int) -> str:

@@ -1,10 +1,13 @@
 """The table a run prints: codecs side by side, one number per row, made from summaries alone."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.results import CodecResult
 from experiments.series import CODEC_TITLES, METRICS, header_line, severity_rule
+
+_WIDTH = 100
 
 
 def summary_table(conditions: dict[str, Any], results: Sequence[CodecResult]) -> str:
@@ -21,7 +24,8 @@ def summary_table(conditions: dict[str, Any], results: Sequence[CodecResult]) ->
         for row in rows
     ]
     rule = "-" * len(lines[0])
-    return "\n".join([header_line(conditions), rule, lines[0], rule, *lines[1:], rule])
+    header = textwrap.wrap(header_line(conditions), max(len(rule), _WIDTH))
+    return "\n".join([*header, rule, lines[0], rule, *lines[1:], rule])
 
 
 def _rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -15,7 +15,8 @@ from experiments.results import CodecResult, load_run, write_codec, write_summar
 from experiments.series import header_line, series_of, severity_rule
 
 CONDITIONS: dict[str, Any] = {
-    "video": "demo", "trace": "lte", "share": 100, "offset_s": 0.0, "mean_rate_bps": 45_600.0, "delay_ms": 20.0,
+    "video": "demo", "trace": "lte", "share": 100, "offset_s": 0.0, "mean_rate_bps": 45_600.0,
+    "session_rate_bps": 43_210.0, "delay_ms": 20.0,
     "loss": 0.0, "buffer_s": 20.0, "abr": "bola", "session_s": 60.0, "clip_s": 10.0, "loops": 6.0, "render_fps": None,
 }  # fmt: skip
 FPS = 10
@@ -33,7 +34,8 @@ def _session(codec: str, seed: int) -> CodecResult:
         {
             "segment": np.arange(count), "representation": 0, "duration_s": 2.0, "bitrate_bps": bitrate,
             "request_s": finish - 0.5, "rendered_s": finish, "play_start_s": play, "buffer_s": play - finish,
-            "estimate_bps": np.where(np.arange(count) == 0, np.nan, bitrate * 1.3),
+            "estimate_bps": np.nan,
+            "link_rate_bps": np.where(np.arange(count) == 0, np.nan, bitrate * 1.3),
         }
     )  # fmt: skip
     index = np.arange(count * 2 * FPS)
@@ -101,7 +103,7 @@ def test_rules_of_severe_distortion_name_the_worse_side() -> None:
 def test_header_states_share_and_loops() -> None:
     line = header_line(CONDITIONS)
     assert "share 1/100" in line
-    assert "mean 45.6 kbit/s" in line
+    assert "mean 45.6 kbit/s (43.21 kbit/s in the session)" in line
     assert "clip of 10 s looped 6 times" in line
 
 

@@ -1,0 +1,116 @@
+"""Frames of what a session played: rendered by the player's renderer, timed, and written as the viewer saw them."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.viewer import viewed_frames
+from packager.video import write_h264
+from player.decoder import Decoder, create_decoder
+from player.generator import Generator
+from player.presentation import Presentation
+from player.renderer import Renderer
+
+log = logging.getLogger(__name__)
+
+SESSION_CRF = 14
+"""x264 quality of session.mp4: close to what was decoded."""
+_WARM_UP_SEGMENTS = 1
+"""Segments rendered before the speed is measured: the first pays for allocation and kernel selection."""
+
+
+@dataclass
+class FrameStore:
+    """Decodes each (segment, representation) once and keeps the frames on disk while it is open.
+
+    The clip loops, so a session of minutes shows a few seconds of distinct frames; memory holds one segment.
+    """
+
+    presentation: Presentation
+    generator: Generator | None  # None for pixel codecs
+    folder: Path
+    renderer: Renderer = field(default_factory=Renderer)
+    _decoders: dict[int, Decoder] = field(default_factory=dict)
+
+    def frames(self, segment: int, representation: int) -> np.ndarray:
+        """Return the frames uint8 [T, H, W, 3] of a segment, mapped from disk after the first time."""
+        path = self.folder / f"{segment}-{representation}.npy"
+        if not path.exists():
+            np.save(path, self.render(segment, representation))
+        return np.load(path, mmap_mode="r")
+
+    def render(self, segment: int, representation: int) -> np.ndarray:
+        """Decode a segment now, whether or not it is kept, and time it."""
+        data = self.presentation.segment_path(segment, representation).read_bytes()
+        return self.renderer.render(self._decoder(representation), data).frames
+
+    def _decoder(self, representation: int) -> Decoder:
+        if representation not in self._decoders:
+            init = self.presentation.init_path(representation).read_bytes()
+            codec = self.presentation.manifest.codec
+            self._decoders[representation] = create_decoder(codec, init, generator=self.generator)
+        return self._decoders[representation]
+
+
+@contextmanager
+def open_store(presentation: Presentation, generator: Generator | None) -> Iterator[FrameStore]:
+    """Give a store whose files are gone afterwards."""
+    with TemporaryDirectory(prefix="promptdash-frames-") as folder:
+        yield FrameStore(presentation, generator, Path(folder))
+
+
+def played_pairs(segments: pd.DataFrame) -> list[tuple[int, int]]:
+    """Return every distinct (segment of the clip, representation) that was shown, in order of first appearance."""
+    shown = segments.dropna(subset=["play_start_s"]).drop_duplicates(["clip_segment", "representation"])
+    return [(int(row.clip_segment), int(row.representation)) for row in shown.itertuples()]
+
+
+def render_played(
+    store: FrameStore, segments: pd.DataFrame, *, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Render every distinct segment that was played and return the measured speed, as ``render.json`` holds it."""
+    pairs = played_pairs(segments)
+    if pairs:
+        for _ in range(_WARM_UP_SEGMENTS):
+            store.render(*pairs[0])
+        store.renderer = Renderer()
+    for done, pair in enumerate(pairs, start=1):
+        store.frames(*pair)
+        if progress is not None:
+            progress(done, len(pairs))
+    renderer = store.renderer
+    fps = float(store.presentation.manifest.fps)
+    speed = renderer.frames_per_s
+    return {
+        "segments": len(pairs),
+        "frames": renderer.frames,
+        "busy_s": renderer.busy_s,
+        "frames_per_s": speed,
+        "playback_fps": fps,
+        "real_time": speed is not None and speed >= fps,
+        "device": str(store.generator.device) if store.generator is not None else "cpu",
+        "segment_times_s": list(renderer.times_s),
+    }
+
+
+def write_session(path: Path, store: FrameStore, segments: pd.DataFrame) -> None:
+    """Write what the viewer saw as H.264 at the video's own frame rate: startup, every frame, rebuffering."""
+    manifest = store.presentation.manifest
+    screens = viewed_frames(segments, store.frames, fps=manifest.fps, width=manifest.width, height=manifest.height)
+    width, height = manifest.width + manifest.width % 2, manifest.height + manifest.height % 2
+    write_h264(
+        path, (_even(screen) for screen in screens), fps=manifest.fps, width=width, height=height, crf=SESSION_CRF
+    )
+
+
+def _even(screen: np.ndarray) -> np.ndarray:
+    """Repeat the last row and column where needed: 4:2:0 video has even sides."""
+    height, width = screen.shape[:2]
+    return np.pad(screen, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -1,0 +1,137 @@
+"""What a run streams: the clip, and its packages, made on first use and kept in a cache.
+
+A package's folder name holds a hash of everything that decides its bytes and its measurements: the video's content, the
+settings, the generator's files, this project's code, library versions, machine and available weights. A finished folder
+of that name is used as it is; an unfinished one is continued.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from experiments.errors import ExperimentError
+from experiments.provenance import file_sha256, folder_sha256, library_versions
+from experiments.schema import RunConfig, VideoConfig
+from packager.demo import DEMO_VERSION, make_demo_clip
+from packager.package import BUILDERS, BuildProgress, folder_name
+from packager.settings import BuildConfig
+from player.generator import find_folder, resolve_device
+from player.manifest import Manifest
+from player.presentation import MANIFEST_NAME, Presentation
+
+log = logging.getLogger(__name__)
+
+DEMO = "demo"
+_WEIGHTS_VARIABLE = "PROMPTDASH_WEIGHTS"
+_SOURCES = Path(__file__).resolve().parent.parent
+
+_LIBRARIES = ("python", "promptdash", "torch", "diffusers", "av", "numpy", "scikit-image")
+"""What fitted, encoded and measured values may depend on."""
+_OTHER_CODECS = {
+    "prompt": {"bitrates_bps"},
+    "h265": {"ranks", "interval", "preset", "iterations", "seed"},
+}
+"""Settings that a codec does not read; the generator also sets the frame size of both."""
+
+ProgressFactory = Callable[[str], BuildProgress]
+"""Makes the progress callback of one package, given what it is called."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A packaged video ready to be streamed."""
+
+    codec: str
+    presentation: Presentation
+    key: str
+    """Hash of what made it; equal keys are equal packages."""
+
+
+def obtain_video(config: VideoConfig, cache: Path) -> Path:
+    """Return the video's path; the demo clip is filmed on first use.
+
+    Raises:
+        ExperimentError: no such file.
+    """
+    if config.name != DEMO:
+        path = Path(config.name).expanduser()
+        if not path.is_file():
+            raise ExperimentError(f"video={config.name}: no such file; give a path, or `demo` for the built-in clip")
+        return path
+    path = cache / f"demo-v{DEMO_VERSION}-{config.seconds:g}s-{config.size}px.mp4"
+    if not path.exists():
+        log.info("filming the demo clip (%g s), once", config.seconds)
+        make_demo_clip(path, seconds=config.seconds, size=config.size)
+    return path
+
+
+def obtain_package(codec: str, video: Path, config: BuildConfig, cache: Path, progress: ProgressFactory) -> Package:
+    """Return the video's package for ``codec``, built if the cache has none.
+
+    Raises:
+        PackagerError, PlayerError: bad input, in one line.
+    """
+    key = package_key(codec, video, config)
+    reused = True
+    folder = cache / f"{folder_name(video, codec, config).rsplit('-', 1)[0]}-{key[:12]}"
+    if not (folder / MANIFEST_NAME).exists():
+        reused = False
+        log.info("packaging %s as %s into %s", video.name, codec, folder)
+        began = time.monotonic()
+        BUILDERS[codec](video, folder, config, resume=True, progress=progress(f"{video.name} as {codec}"))
+        log.info("packaged in %.0f s", time.monotonic() - began)
+    presentation = Presentation.load(folder)
+    if reused and not any(metric.startswith("lpips") for metric in presentation.metrics):
+        log.info("%s: LPIPS was not measured when this was packaged; to measure it now, delete the folder", folder)
+    return Package(codec, presentation, key)
+
+
+def package_key(codec: str, video: Path, config: BuildConfig) -> str:
+    """Return a hash of everything that a package's bytes and its measured quality depend on."""
+    versions = library_versions()
+    content = {
+        "video": file_sha256(video),
+        "codec": codec,
+        "settings": {name: value for name, value in asdict(config).items() if name not in _OTHER_CODECS[codec]},
+        "generator": folder_sha256(find_folder(config.generator)),
+        "device": str(resolve_device(config.device)),
+        "code": [folder_sha256(_SOURCES / name, suffixes=(".py",)) for name in ("packager", "player")],
+        "versions": {name: versions[name] for name in _LIBRARIES},
+        "machine": platform.machine(),
+        "weights": os.environ.get(_WEIGHTS_VARIABLE, ""),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_same_time_line(packages: list[Package]) -> None:
+    """Raise ExperimentError unless all packages have the same segments, frame rate and size."""
+    first = packages[0]
+    for other in packages[1:]:
+        if _time_line(other.presentation.manifest) != _time_line(first.presentation.manifest):
+            raise ExperimentError(f"the packages for {first.codec} and {other.codec} differ in size or segment times")
+
+
+def _time_line(manifest: Manifest) -> tuple[object, ...]:
+    return manifest.width, manifest.height, manifest.fps, manifest.segments
+
+
+def input_hashes(config: RunConfig, video: Path, packages: list[Package]) -> dict[str, object]:
+    """Return names and hashes of everything a run read, for its provenance."""
+    return {
+        "video": {"name": config.video.name, "path": str(video), "sha256": file_sha256(video)},
+        "packages": {
+            package.codec: {
+                "folder": str(package.presentation.directory),
+                "key": package.key,
+                "sha256": folder_sha256(package.presentation.directory),
+            }
+            for package in packages
+        },
+        "generator": {"name": config.build.generator, "sha256": folder_sha256(find_folder(config.build.generator))},
+    }
