@@ -178,6 +178,11 @@ def make_demo_clip(
     return target
 
 
+def demo_clip_name(*, seconds: float = 12.0, fps: int = 30, size: int = 512) -> str:
+    """Return a file name for a cache: another one for every version and setting of the clip."""
+    return f"demo-v{DEMO_VERSION}-{seconds:g}s-{fps}fps-{size}px.mp4"
+
+
 def render_demo_frames(total: int, *, fps: int = 30, size: int = 512) -> Iterator[np.ndarray]:
     """Yield the clip's `total` frames, uint8 [size, size, 3]."""
     boundaries = np.round(np.cumsum([0.0, *(shot.share for shot in _SHOTS)]) * total).astype(int)

@@ -214,8 +214,16 @@ def _constant_fps(stream: Any, path: Path) -> Fraction:
     if not 0 < rate <= _MAX_FPS:
         found = f"a frame rate of {float(rate):g}/s" if rate else "no frame rate"
         raise VideoError(f"{path}: declares {found}; expected up to {_MAX_FPS}/s (give one with --fps)")
-    nearest = min(_STANDARD_RATES, key=lambda standard: abs(standard - rate))
-    return nearest if abs(nearest - rate) <= _RATE_SLACK * rate else rate.limit_denominator(100)
+    return as_frame_rate(rate)
+
+
+def as_frame_rate(rate: float | Fraction) -> Fraction:
+    """Return the standard rate that a measured or rounded rate (29.97) lies next to, or else a simple fraction."""
+    exact = Fraction(rate)
+    nearest = min(_STANDARD_RATES, key=lambda standard: abs(standard - exact))
+    return (
+        nearest if abs(nearest - exact) <= _RATE_SLACK * exact else max(exact.limit_denominator(100), Fraction(1, 100))
+    )
 
 
 def _on_grid(frames: Iterable[Any], fps: Fraction, path: Path) -> Iterator[Any]:

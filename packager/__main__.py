@@ -1,0 +1,192 @@
+"""Command line of the packager: `python -m packager build VIDEO` and `python -m packager inspect FOLDER|FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from packager.errors import BuildError, PackagerError
+from packager.settings import AUTO, CODECS, BuildConfig, parse_bitrate
+from player.errors import PlayerError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from packager.package import BuildResult
+
+DEMO = "demo"
+_DEMO_FOLDER = Path("outputs/cache")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return the exit code: 0, 1 with one line on stderr for bad input, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="packager: %(message)s", stream=sys.stderr)
+    try:
+        return options.run(options)
+    except (PackagerError, PlayerError) as error:
+        print(f"packager: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("packager: interrupted; what is whole is kept, --resume continues", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = BuildConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m packager", description="Package a video for streaming, and look into packages."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = commands.add_parser(
+        "build",
+        help="package a video as a ladder of prompts or of H.265",
+        description="Package a video: init and media segments, MPD manifest and measured quality in one folder.",
+    )
+    build.set_defaults(run=_build)
+    build.add_argument("video", metavar="VIDEO", help=f"any video file, or `{DEMO}`: a clip that is made on first use")
+    build.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write (default: VIDEO's name-CODEC)")
+    build.add_argument("--codec", choices=CODECS, default=CODECS[0])
+    build.add_argument("--resume", action="store_true", help="continue an unfinished build")
+    build.add_argument("--force", action="store_true", help="replace what another build left in the folder")
+    source = build.add_argument_group("the video")
+    source.add_argument("--segment", type=float, default=defaults.segment_s, metavar="S", help="segment duration, s")
+    source.add_argument("--size", default=AUTO, metavar="N|WxH", help="frame size (default: the generator's)")
+    source.add_argument(
+        "--fit", choices=("crop", "pad"), default=defaults.fit, help="for another shape than the size's"
+    )
+    source.add_argument("--fps", type=float, default=0.0, help="constant frame rate (default: the video's)")
+    prompts = build.add_argument_group("prompts")
+    prompts.add_argument("--ranks", type=_numbers, default=defaults.ranks, metavar="R,R...", help="default 2,4,8,16")
+    prompts.add_argument(
+        "--interval", type=int, default=defaults.interval, metavar="N", help="frames between key prompts, at most"
+    )
+    prompts.add_argument(
+        "--generator", default=defaults.generator, metavar="ID|DIR", help="embedded (default), a hub id or a folder"
+    )
+    prompts.add_argument("--preset", default=defaults.preset, help="fast (default) or paper, which takes hours")
+    prompts.add_argument(
+        "--iterations", type=int, default=0, metavar="N", help="most steps a segment (default: preset's)"
+    )
+    prompts.add_argument("--seed", type=int, default=0)
+    h265 = build.add_argument_group("H.265")
+    h265.add_argument(
+        "--bitrates", type=_bitrates, default=defaults.bitrates_bps, metavar="B,B...", help="default 10k,20k,40k,80k"
+    )
+    measures = build.add_argument_group("measuring")
+    measures.add_argument(
+        "--metrics", type=_names, default=[AUTO], metavar="NAME,...", help="default auto: all there is"
+    )
+    measures.add_argument("--device", default=AUTO, help="auto (default), cpu, cuda or cuda:N")
+    inspect = commands.add_parser(
+        "inspect", help="print what is inside a package or one of its files", description="Print what is inside."
+    )
+    inspect.set_defaults(run=_inspect)
+    inspect.add_argument("path", type=Path, metavar="FOLDER|FILE")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers such as 2,4,8") from error
+
+
+def _bitrates(text: str) -> list[int]:
+    try:
+        return [parse_bitrate(part) for part in text.split(",")]
+    except BuildError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _build(options: argparse.Namespace) -> int:
+    """Build, then print the table; a finished folder is only reported."""
+    config = BuildConfig(
+        segment_s=options.segment,
+        size=options.size,
+        fit=options.fit,
+        fps=options.fps,
+        metrics=options.metrics,
+        device=options.device,
+        ranks=options.ranks,
+        interval=options.interval,
+        generator=options.generator,
+        preset=options.preset,
+        iterations=options.iterations,
+        seed=options.seed,
+        bitrates_bps=options.bitrates,
+    )
+    from packager.package import BUILDERS
+    from packager.table import quality_table
+
+    started_s = time.monotonic()
+    with _ProgressBar() as bar:
+        video = _demo_clip(bar) if options.video == DEMO and not Path(DEMO).exists() else Path(options.video)
+        folder = options.output or Path(f"{video.stem}-{options.codec}")
+        result: BuildResult = BUILDERS[options.codec](
+            video, folder, config, resume=options.resume, force=options.force, progress=bar.show
+        )
+    print(quality_table(result.presentation))
+    if result.reused:
+        print(f"{folder}: already built with these settings; nothing to do")
+    else:
+        print(f"{folder}: built in {time.monotonic() - started_s:.0f} s")
+    return 0
+
+
+def _demo_clip(bar: _ProgressBar) -> Path:
+    from packager.demo import demo_clip_name, make_demo_clip
+
+    path = _DEMO_FOLDER / demo_clip_name()
+    return make_demo_clip(path, progress=lambda done, total: bar.show("filming the demo clip", done / total, 1.0))
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from packager.inspect import describe
+
+    print(describe(options.path))
+    return 0
+
+
+class _ProgressBar:
+    """One tqdm bar per stage on stderr; silent where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar: tqdm[NoReturn] | None = None
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, stage: str, done: float, total: float | None) -> None:
+        """Move the bar; open another one where the stage is new."""
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            if self._bar is not None:
+                self._bar.close()
+            layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+            layout = layout if total else "{desc}: {n:.1f} segments in {elapsed}"
+            self._bar = tqdm(desc=stage, total=total, disable=None, leave=False, bar_format=layout, file=sys.stderr)
+            self._stage = stage
+        assert self._bar is not None
+        self._bar.total = total
+        self._bar.update(max(0.0, done - self._bar.n))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

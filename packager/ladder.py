@@ -1,0 +1,204 @@
+"""What `packager.package` needs of a codec, and the two that exist: prompts, fitted segment by segment, and H.265."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from packager.baselines import EncodeProgress, VideoStream, codecs_parameter, encode_h265
+from packager.encoder import PromptEncoder
+from packager.errors import BuildError
+from packager.fit import FitConfig, fit_segment
+from packager.folder import BuildFolder
+from player.bitstream import StreamInfo, write_init, write_segment
+from player.decoder import Decoder, create_decoder
+from player.generator import Generator
+from player.manifest import START_NUMBER
+
+StepProgress = Callable[[float], None]
+"""Called with the share (0 to 1) of the step at hand that is done."""
+
+OpenFrames = Callable[[], Any]
+"""Starts the source video from its first frame; iterates over uint8 [H, W, 3]."""
+
+
+@dataclass(frozen=True)
+class SourceStream:
+    """The video as every codec gets it: frame size in pixels, constant rate, frames of every full segment."""
+
+    width: int
+    height: int
+    fps: Fraction
+    segment_frames: int
+    expected_frames: int | None  # by the file's declared duration; only progress relies on it
+
+
+class LadderCodec(Protocol):
+    """A codec that turns a video into a ladder of representations."""
+
+    @property
+    def name(self) -> str:
+        """The codec as the manifest names it."""
+        ...
+
+    @property
+    def ranks(self) -> Mapping[str, int | None]:
+        """Representation ids, each with its rank where it has one."""
+        ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the bytes, beside source and size: plain JSON values."""
+        ...
+
+    def prepare(self, folder: BuildFolder, stream: SourceStream, frames: OpenFrames, progress: StepProgress) -> None:
+        """Write the init segments, and whatever can only be made from the whole video at once."""
+        ...
+
+    def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
+        """Return the media segment `index` of every representation for frames uint8 [T, H, W, 3]."""
+        ...
+
+    def decoder(self, representation: str, init: bytes) -> Decoder:
+        """Return the player's decoder of a representation."""
+        ...
+
+    def codecs(self, init: bytes) -> str:
+        """Return the RFC 6381 codecs string of a representation."""
+        ...
+
+
+class PromptLadder:
+    """Prompts at several ranks, all from one nested fit per segment."""
+
+    name = "prompt"
+
+    def __init__(
+        self, generator: Generator, encoder: PromptEncoder | None, *, ranks: Sequence[int], fit: FitConfig
+    ) -> None:
+        if max(ranks) > generator.max_rank:
+            raise BuildError(f"rank {max(ranks)}: generator {generator.id} has ranks 1 to {generator.max_rank}")
+        self.generator, self.encoder, self.fit = generator, encoder, fit
+        self.ranks: Mapping[str, int | None] = {f"r{rank:02d}": rank for rank in sorted(ranks)}
+        self._ladder = sorted(ranks)
+        self._infos: dict[str, StreamInfo] = {}
+
+    def identity(self) -> dict[str, Any]:
+        return {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit)}
+
+    def prepare(self, folder: BuildFolder, stream: SourceStream, frames: OpenFrames, progress: StepProgress) -> None:
+        height, width = self.generator.native_size
+        if stream.width > width or stream.height > height:
+            asked = f"{stream.width}x{stream.height}"
+            raise BuildError(f"size {asked}: generator {self.generator.id} makes frames of {width}x{height}")
+        rows, columns = self.generator.settings.grid
+        for name, rank in zip(self.ranks, self._ladder, strict=True):
+            self._infos[name] = StreamInfo(
+                generator_id=self.generator.id,
+                tokens=self.generator.tokens,
+                width=self.generator.width,
+                rank=rank,
+                norm_rank=self._ladder[-1],
+                frame_width=width,
+                frame_height=height,
+                display_width=stream.width,
+                display_height=stream.height,
+                fps=stream.fps,
+                grid_height=rows,
+                grid_width=columns,
+            )
+            folder.write(folder.init_path(name), write_init(self._infos[name]))
+        self._segment_frames = stream.segment_frames
+
+    def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
+        target = _to_tensor(_grow(frames, self.generator.native_size))
+        segment = fit_segment(
+            target,
+            self.generator,
+            self.encoder,
+            self.fit,
+            ranks=self._ladder,
+            progress=lambda step, steps: progress(step / steps),
+        )
+        start = index * self._segment_frames
+        return {
+            name: write_segment(info, segment.truncate(info.rank), sequence=index + START_NUMBER, start_frame=start)
+            for name, info in self._infos.items()
+        }
+
+    def decoder(self, representation: str, init: bytes) -> Decoder:
+        return create_decoder(self.name, init, generator=self.generator)
+
+    def codecs(self, init: bytes) -> str:
+        return "urim"
+
+
+class H265Ladder:
+    """x265 at several bitrates; each representation is encoded over the whole video before segments are measured."""
+
+    name = "h265"
+
+    def __init__(self, bitrates_bps: Sequence[int]) -> None:
+        self.bitrates_bps = {f"h265-{_short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
+        self.ranks: Mapping[str, int | None] = dict.fromkeys(self.bitrates_bps)
+
+    def identity(self) -> dict[str, Any]:
+        return {"bitrates_bps": list(self.bitrates_bps.values()), "encoder": "libx265 medium, two-pass"}
+
+    def prepare(self, folder: BuildFolder, stream: SourceStream, frames: OpenFrames, progress: StepProgress) -> None:
+        video = VideoStream(stream.width, stream.height, stream.fps, stream.segment_frames)
+        for position, (name, bitrate_bps) in enumerate(self.bitrates_bps.items()):
+            if folder.init_path(name).parent.exists():
+                continue  # moved here whole by an earlier run
+            scratch = folder.work / name
+            shutil.rmtree(scratch, ignore_errors=True)
+            report = partial(self._report, progress, position)
+            counter = EncodeProgress(stream.expected_frames, report)
+            encode_h265(frames, video, bitrate_bps=bitrate_bps, folder=scratch, progress=counter)
+            scratch.rename(folder.init_path(name).parent)
+        progress(1.0)
+
+    def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
+        return {name: folder.segment_path(name, index).read_bytes() for name in self.ranks}
+
+    def decoder(self, representation: str, init: bytes) -> Decoder:
+        return create_decoder(self.name, init)
+
+    def codecs(self, init: bytes) -> str:
+        return codecs_parameter(init)
+
+    def _report(self, progress: StepProgress, position: int, share: float) -> None:
+        progress((position + share) / len(self.ranks))
+
+
+def _short_rate(bps: int) -> str:
+    for unit, factor in (("M", 1_000_000), ("k", 1000)):
+        if bps >= factor and bps % factor == 0:
+            return f"{bps // factor}{unit}"
+    return str(bps)
+
+
+def _grow(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Surround frames [T, h, w, 3] with copies of their border pixels up to size (H, W); the decoder crops them off."""
+    margins = [(0, 0)]
+    for have, want in zip(frames.shape[1:3], size, strict=True):
+        before = (want - have) // 2
+        margins.append((before, want - have - before))
+    return frames if frames.shape[1:3] == size else np.pad(frames, [*margins, (0, 0)], mode="edge")
+
+
+def _to_tensor(frames: np.ndarray) -> torch.Tensor:
+    """uint8 [T, H, W, 3] -> float32 [T, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def expected_segments(stream: SourceStream) -> int | None:
+    """Segments that the source's declared duration makes."""
+    return None if stream.expected_frames is None else max(1, math.ceil(stream.expected_frames / stream.segment_frames))

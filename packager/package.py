@@ -1,0 +1,344 @@
+"""Video to packaged folder: encode every segment, measure what the player will decode from it, write the manifest.
+
+Both codecs go through `build`. A segment is written, read back, decoded by the player's own decoder and measured
+against the source, so the quality sidecar speaks of the bytes on disk. Memory holds one segment at a time; work that is
+done survives being killed (see `packager.folder`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from packager.encoder import load_encoder
+from packager.errors import PackagerError, VideoError
+from packager.fit import fit_preset
+from packager.folder import SIDECAR_NAME, BuildFolder, SegmentRecord, claim
+from packager.ladder import H265Ladder, LadderCodec, PromptLadder, SourceStream, expected_segments
+from packager.settings import AUTO, BuildConfig, parse_size
+from packager.video import VideoInfo, as_frame_rate, iter_frames, iter_segments, probe, segment_frame_count
+from player.decoder import Decoder
+from player.generator import load_generator, resolve_device
+from player.manifest import Manifest, Representation, min_buffer_s
+from player.presentation import Presentation, RepresentationQuality, write_manifest, write_sidecar
+from player.quality import Metric, load_metrics
+
+log = logging.getLogger(__name__)
+
+BuildProgress = Callable[[str, float, float | None], None]
+"""Called with (what is being done, how much of it is done, how much there is or None); units are segments."""
+
+_VERSIONS_OF = ("promptdash", "torch", "diffusers", "av", "numpy")  # what the bytes and the measurements depend on
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished folder."""
+
+    presentation: Presentation
+    reused: bool  # True where it had been finished before and nothing was done
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video and how its frames are taken from it."""
+
+    path: Path
+    stream: SourceStream
+    fit: str
+    segment_s: float
+    digest: str  # SHA-256 of the file
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Start the video: uint8 [H, W, 3] each."""
+        s = self.stream
+        return iter_frames(self.path, width=s.width, height=s.height, fit=self.fit, fps=s.fps)
+
+    def segments(self) -> Iterator[np.ndarray]:
+        """Start the video: uint8 [T, H, W, 3] each."""
+        s = self.stream
+        return iter_segments(
+            self.path, width=s.width, height=s.height, fit=self.fit, segment_s=self.segment_s, fps=s.fps
+        )
+
+
+def build_prompts(
+    video: str | Path,
+    folder: str | Path,
+    config: BuildConfig | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: BuildProgress | None = None,
+) -> BuildResult:
+    """Package a video as a ladder of prompts.
+
+    Args:
+        video: any file PyAV opens.
+        folder: where the package goes; made if needed. If it already holds this very package, nothing is done.
+        config: settings; the defaults need no download.
+        resume: continue an unfinished build of the same settings.
+        force: replace what another build left in the folder.
+        progress: called often; see `BuildProgress`.
+    Raises:
+        PackagerError, player.errors.PlayerError: bad input, in one line.
+    """
+    config = config or BuildConfig()
+    generator = load_generator(config.generator, device=config.device)
+    changes: dict[str, object] = {"interval": config.interval, "seed": config.seed}
+    if config.iterations:
+        changes["iterations"] = config.iterations
+    codec = PromptLadder(
+        generator, load_encoder(generator), ranks=config.ranks, fit=fit_preset(config.preset, **changes)
+    )
+    height, width = generator.native_size
+    source = open_source(video, config, native_size=(width, height))
+    return build(source, Path(folder), codec, config, resume=resume, force=force, progress=progress)
+
+
+def build_h265(
+    video: str | Path,
+    folder: str | Path,
+    config: BuildConfig | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: BuildProgress | None = None,
+) -> BuildResult:
+    """Package a video as a ladder of H.265 bitrates; arguments as in `build_prompts`.
+
+    With `config.size` at auto the frames get the size of the generator that the config names, for a fair comparison.
+    """
+    config = config or BuildConfig()
+    codec = H265Ladder(config.bitrates_bps)
+    native = (0, 0)
+    if parse_size(config.size) is None:
+        height, width = load_generator(config.generator, device="cpu").native_size
+        native = (width, height)
+    source = open_source(video, config, native_size=native)
+    return build(source, Path(folder), codec, config, resume=resume, force=force, progress=progress)
+
+
+BUILDERS = {"prompt": build_prompts, "h265": build_h265}
+
+
+def folder_name(video: str | Path, codec: str, config: BuildConfig) -> str:
+    """Return a folder name that differs whenever video content, codec or settings do; for caches of builds."""
+    content = json.dumps([_file_digest(Path(video)), codec, asdict(config), _package_version()], sort_keys=True)
+    stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in Path(video).stem)[:40]
+    return f"{stem}-{codec}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def open_source(video: str | Path, config: BuildConfig, *, native_size: tuple[int, int]) -> Source:
+    """Look at a video and fix how it is read; raise VideoError for what is none."""
+    info = probe(video)
+    width, height = parse_size(config.size) or native_size
+    fps = as_frame_rate(config.fps) if config.fps else info.fps
+    count = segment_frame_count(config.segment_s, fps)
+    stream = SourceStream(width, height, fps, count, _expected_frames(info, fps))
+    return Source(Path(video), stream, config.fit, config.segment_s, _file_digest(Path(video)))
+
+
+def build(
+    source: Source,
+    path: Path,
+    codec: LadderCodec,
+    config: BuildConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: BuildProgress | None = None,
+) -> BuildResult:
+    """Package a video with any codec; `build_prompts` and `build_h265` are this with their codecs."""
+    stream = source.stream
+    metrics = load_metrics(
+        AUTO if config.metrics == [AUTO] else config.metrics,
+        device=config.device,
+        frame_size=(stream.height, stream.width),
+    )
+    identity = _identity(source, codec, config)
+    environment = _environment(config, metrics)
+    with claim(path, identity, environment, resume=resume, force=force) as folder:
+        if folder.finished:
+            return BuildResult(Presentation.load(path), reused=True)
+        report = progress or _silent
+        codec.prepare(folder, stream, source.frames, lambda share: report(f"encoding {codec.name}", share, 1.0))
+        records = _build_segments(source, folder, codec, metrics, report)
+        _publish(source, folder, codec, [metric.name for metric in metrics], records)
+        folder.finish()
+    return BuildResult(Presentation.load(path), reused=False)
+
+
+def _build_segments(
+    source: Source, folder: BuildFolder, codec: LadderCodec, metrics: Sequence[Metric], report: BuildProgress
+) -> list[SegmentRecord]:
+    """Encode and measure every segment that is not yet recorded; return the records of all."""
+    decoders = {name: codec.decoder(name, folder.init_path(name).read_bytes()) for name in codec.ranks}
+    total = expected_segments(source.stream)
+    records: list[SegmentRecord] = []
+    for index, frames in enumerate(source.segments()):
+        report("packaging", float(index), total)
+        entry = folder.recorded(index)
+        if entry is None:
+            entry = _build_segment(index, frames, folder, codec, decoders, metrics, total, report)
+            folder.record(index, entry)
+        elif entry.frames != len(frames):
+            raise PackagerError(
+                f"segment {index + 1}: {entry.frames} frames on record, but the video has {len(frames)}"
+            )
+        records.append(entry)
+    report("packaging", float(len(records)), float(len(records)))
+    return records
+
+
+def _build_segment(
+    index: int,
+    frames: np.ndarray,
+    folder: BuildFolder,
+    codec: LadderCodec,
+    decoders: dict[str, Decoder],
+    metrics: Sequence[Metric],
+    total: int | None,
+    report: BuildProgress,
+) -> SegmentRecord:
+    """Encode one segment, write it, and measure what comes back out of the written bytes."""
+    measured = 0.3  # share of a segment's time that measuring takes, for the progress bar only
+    coded = codec.encode(
+        index, frames, folder, lambda share: report("packaging", index + (1 - measured) * share, total)
+    )
+    digests, sizes, quality = {}, {}, {}
+    for position, (name, data) in enumerate(coded.items(), start=1):
+        path = folder.segment_path(name, index)
+        if not path.exists() or path.read_bytes() != data:
+            folder.write(path, data)
+        data = path.read_bytes()
+        digests[name], sizes[name] = hashlib.sha256(data).hexdigest(), len(data)
+        quality[name] = _measure(frames, decoders[name].decode(data), metrics, f"{name}, segment {index + 1}")
+        report("packaging", index + 1 - measured * (1 - position / len(coded)), total)
+    return SegmentRecord(len(frames), digests, sizes, quality)
+
+
+def _measure(
+    reference: np.ndarray, decoded: np.ndarray, metrics: Sequence[Metric], where: str
+) -> dict[str, list[float]]:
+    """Return metric -> one value per frame."""
+    if decoded.shape != reference.shape:
+        raise PackagerError(f"{where}: decodes to {list(decoded.shape)}, expected {list(reference.shape)}")
+    result = {}
+    for metric in metrics:
+        values = metric(reference, decoded)
+        if not np.isfinite(values).all():
+            raise PackagerError(f"{where}: {metric.name} of frame {int(np.argmin(np.isfinite(values)))} is no number")
+        result[metric.name] = [float(value) for value in values]
+    return result
+
+
+def _publish(
+    source: Source, folder: BuildFolder, codec: LadderCodec, metrics: Sequence[str], records: Sequence[SegmentRecord]
+) -> None:
+    """Write the sidecar, then the manifest that makes the folder a finished one."""
+    if not records:
+        raise VideoError(f"{source.path}: holds no frame")
+    fps = source.stream.fps
+    durations_s = [record.frames / float(fps) for record in records]
+    rungs, buffers_s = [], []
+    for name in codec.ranks:
+        init = folder.init_path(name).read_bytes()
+        sizes = [record.sizes_bytes[name] for record in records]
+        bandwidth_bps = math.ceil((len(init) + sum(sizes)) * 8 * fps / sum(record.frames for record in records))
+        rungs.append(Representation(name, bandwidth_bps, codec.ranks[name], codec.codecs(init)))
+        buffers_s.append(min_buffer_s(sizes, durations_s, bandwidth_bps))
+    manifest = Manifest(
+        title=_printable(source.path.stem),
+        codec=codec.name,
+        width=source.stream.width,
+        height=source.stream.height,
+        fps=fps,
+        segments=tuple(record.frames * fps.denominator for record in records),
+        representations=tuple(sorted(rungs, key=lambda rung: rung.bandwidth_bps)),
+        quality_sidecar=SIDECAR_NAME,
+        min_buffer_s=max(buffers_s),
+    )
+    quality = {
+        name: RepresentationQuality(
+            tuple(record.sizes_bytes[name] for record in records),
+            {metric: tuple(np.array(record.quality[name][metric]) for record in records) for metric in metrics},
+        )
+        for name in codec.ranks
+    }
+    write_sidecar(folder.path, manifest, quality)
+    write_manifest(folder.path, manifest)
+
+
+def _identity(source: Source, codec: LadderCodec, config: BuildConfig) -> dict[str, Any]:
+    stream = source.stream
+    return {
+        "video": source.path.name,
+        "video_sha256": source.digest,
+        "codec": codec.name,
+        "representations": list(codec.ranks),
+        "size": f"{stream.width}x{stream.height}",
+        "crop_or_pad": source.fit,
+        "fps": str(stream.fps),
+        "segment_frames": stream.segment_frames,
+        "metrics": list(config.metrics),
+        "device": config.device,
+        **codec.identity(),
+    }
+
+
+def _environment(config: BuildConfig, metrics: Sequence[Metric]) -> dict[str, Any]:
+    device = resolve_device(config.device)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _VERSIONS_OF},
+        "metrics": [metric.name for metric in metrics],
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _package_version() -> str:
+    return _version("promptdash")
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 22), b""):
+                digest.update(block)
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _expected_frames(info: VideoInfo, fps: Fraction) -> int | None:
+    return None if info.duration_s is None else max(1, round(info.duration_s * float(fps)))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else "?" for c in text) or "untitled"
+
+
+def _silent(stage: str, done: float, total: float | None) -> None:
+    """Report nothing."""

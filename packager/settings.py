@@ -1,0 +1,90 @@
+"""How a video is packaged: one dataclass for both codecs, and the schema of the experiments' build group. No torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from packager.errors import BuildError
+
+CODECS = ("prompt", "h265")
+AUTO = "auto"
+_SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)", re.ASCII)
+_UNIT_BPS = {"": 1, "k": 1000, "M": 1_000_000}
+
+
+@dataclass
+class BuildConfig:
+    """Everything that decides what a packaged folder holds, but for the video itself and the codec."""
+
+    segment_s: float = 2.0
+    """Segment duration in seconds, rounded to whole frames; the last segment may be shorter."""
+    size: str = AUTO
+    """Frame size shown: auto (the generator's own), one side of a square such as 256, or 256x144."""
+    fit: str = "crop"
+    """How other shapes are fitted: crop (cut to the centre) or pad (black borders)."""
+    fps: float = 0.0
+    """Constant frame rate; 0 keeps the video's own. NTSC rates such as 29.97 mean the exact fraction, 30000/1001."""
+    metrics: list[str] = field(default_factory=lambda: [AUTO])
+    """Quality metrics by name; auto is everything this machine can measure."""
+    device: str = AUTO
+    """Where fitting, rendering and measuring run: auto (CUDA if there is one), cpu, cuda or cuda:N."""
+
+    ranks: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
+    """Prompts: ranks of the ladder (Promptus, section 4.3: rank sets the bitrate)."""
+    interval: int = 10
+    """Prompts: frames between key prompts, at most (Promptus: 10)."""
+    generator: str = "embedded"
+    """Prompts: embedded, a folder in diffusers layout, or a hub id such as stabilityai/sd-turbo."""
+    preset: str = "fast"
+    """Prompts: fast, or paper (the published schedule; hours on a CPU)."""
+    iterations: int = 0
+    """Prompts: most gradient steps on a segment; 0 takes the preset's."""
+    seed: int = 0
+    """Prompts: seed of the fit's random draws."""
+
+    bitrates_bps: list[int] = field(default_factory=lambda: [10_000, 20_000, 40_000, 80_000])
+    """H.265: target bitrates in bit/s, every byte counted."""
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.segment_s <= 60:
+            raise BuildError(f"segment_s={self.segment_s:g}: expected 0.01 to 60 seconds")
+        if self.fit not in ("crop", "pad"):
+            raise BuildError(f"fit={self.fit}: expected crop or pad")
+        if not 0 <= self.fps <= 240:
+            raise BuildError(f"fps={self.fps:g}: expected up to 240 frames/s, or 0 for the video's own")
+        for name, least in (("interval", 1), ("iterations", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise BuildError(f"{name}={getattr(self, name)}: expected {least} or more")
+        for name, most in (("ranks", 4096), ("bitrates_bps", 100_000_000)):
+            values = getattr(self, name)
+            if not values or any(not 1 <= value <= most for value in values):
+                raise BuildError(f"{name}={_listed(values)}: expected one or more numbers from 1 to {most}")
+            if len(set(values)) < len(values):
+                raise BuildError(f"{name}={_listed(values)}: each can be given once")
+        if not self.metrics:
+            raise BuildError("metrics: expected auto or at least one name")
+        parse_size(self.size)
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """Return (width, height) in pixels of 256 or 256x144, or None for auto."""
+    if text == AUTO:
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None or not all(8 <= int(side) <= 8192 for side in match.groups() if side is not None):
+        raise BuildError(f"size={text}: expected auto, a side such as 256, or 256x144 (8 to 8192 pixels)")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_bitrate(text: str) -> int:
+    """Return the bit/s that 20k, 1.5M or 20000 mean."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise BuildError(f"bitrate {text!r}: expected bit/s such as 20k, 1.5M or 20000")
+    return round(float(match[1]) * _UNIT_BPS[match[2]])
+
+
+def _listed(values: list[int]) -> str:
+    return ",".join(str(value) for value in values) or "(none)"
