@@ -1,5 +1,6 @@
 """Reading videos: constant rate, upright, right colours, exact segment lengths, and one line for what is no video."""
 
+import io
 import struct
 import wave
 from fractions import Fraction
@@ -230,6 +231,26 @@ def test_files_that_are_no_video_are_refused_in_one_line(tmp_path):
             probe(path)
         assert "\n" not in str(caught.value)
         assert path.name in str(caught.value)
+
+
+def test_an_album_cover_is_no_video(tmp_path):
+    song, cover = tmp_path / "song.mp3", io.BytesIO()
+    with av.open(str(song), "w") as out:
+        stream = out.add_stream("libmp3lame", rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((2, 11520), np.float32), format="fltp", layout="stereo")
+        sound.sample_rate = 44100
+        for packet in [*stream.encode(sound), *stream.encode(None)]:
+            out.mux(packet)
+    Image.fromarray(picture(3)).save(cover, "PNG")
+    # An ID3v2.3 tag with one attached picture (APIC), https://id3.org/id3v2.3.0 sections 3.1 and 4.15.
+    body = b"\0image/png\0\3\0" + cover.getvalue()
+    frame = b"APIC" + struct.pack(">IH", len(body), 0) + body
+    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    song.write_bytes(b"ID3\3\0\0" + size + frame + song.read_bytes())
+    with av.open(str(song)) as container:
+        assert container.streams.video  # FFmpeg does list the cover
+    with pytest.raises(VideoError, match=r"has no video stream \(found: audio\)"):
+        probe(song)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.99])
