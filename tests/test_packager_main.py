@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 
+from packager import demo
 from packager.__main__ import main
 from packager.video import write_h264
 
@@ -44,6 +46,15 @@ def test_prompts_are_built_from_the_command_line(video, tiny_folder, tmp_path, c
     assert "r04" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "out")]) == 0
     assert "r04" in capsys.readouterr().out
+
+
+def test_demo_is_filmed_into_the_cache(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = partial(demo.make_demo_clip, seconds=0.5, fps=10, size=64)
+    monkeypatch.setattr(demo, "make_demo_clip", short)
+    assert main(build_arguments("demo", tmp_path / "out")) == 0
+    assert "2 segments, 0.50 s, 64x48, 10 frames/s" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "outputs" / "cache").iterdir()] == [demo.demo_clip_name()]
 
 
 @pytest.mark.parametrize(
