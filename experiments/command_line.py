@@ -51,6 +51,15 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         return compose(CONFIG_NAME, list(overrides))
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return ``arguments`` with flags before overrides; Hydra's parser accepts them in no other order."""
+    overrides = list(_overrides(arguments))
+    flags = list(arguments)
+    for override in overrides:
+        flags.remove(override)
+    return [*flags, *overrides]
+
+
 def check_arguments(arguments: Sequence[str]) -> None:
     """Raise UsageError if Hydra or a schema would refuse ``arguments`` (already rewritten), in one line saying why."""
     multirun = any(argument in _MULTIRUN_FLAGS for argument in arguments)

@@ -40,13 +40,13 @@ def contact_sheet(rows: Sequence[SheetRow], times_s: Sequence[float], conditions
     with paper_style():
         figure, axes = plt.subplots(
             len(rows), len(times_s), squeeze=False, layout="constrained",
-            figsize=(PAGE_IN, len(rows) * (cell_in * height / width + 0.25) + 0.4),
+            figsize=(PAGE_IN, len(rows) * (cell_in * height / width + 0.16) + 0.4),
         )  # fmt: skip
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
         for row, line in zip(rows, axes, strict=True):
             for picture, axis in zip(row.pictures, line, strict=True):
                 _show(axis, picture)
-            line[0].set_ylabel(row.title, fontsize=8)
+            line[0].set_ylabel(row.title, fontsize=7)
         for time_s, axis in zip(times_s, axes[0], strict=True):
             axis.set_title(f"{time_s:.1f} s", fontsize=7)
         add_caption(figure, conditions, PAGE_IN)

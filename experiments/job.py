@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from abr import AbrError, known_names
 from emulator import EmulatorError
-from experiments.command_line import CONFIG_NAME
+from experiments.command_line import CONFIG_NAME, flags_first
 from experiments.errors import ExperimentError
 from experiments.plots import draw_figures, save_figure
 from experiments.prepare import Package, check_same_time_line, input_hashes, obtain_package, obtain_video
@@ -26,6 +26,7 @@ from experiments.stream import Programme, build_programme, stream
 from experiments.tables import summary_table
 from packager.errors import PackagerError
 from packager.settings import CODECS
+from player.decoder import PROMPT
 from player.errors import PlayerError
 from traces import Trace, TraceError, catalogue, load_trace
 
@@ -39,7 +40,7 @@ def run_hydra(overrides: Sequence[str]) -> int:
     """Let Hydra run the job once, or once for each value of a sweep; return the exit code."""
     register()
     argv = sys.argv
-    sys.argv = ["experiments.run", *overrides]
+    sys.argv = ["experiments.run", *flags_first(overrides)]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=CONFIG_NAME)(_task)()
     except SystemExit as stop:
@@ -161,12 +162,12 @@ def _show(
     with ExitStack() as stack:
         stores = {}
         for package, result in zip(packages, results, strict=True):
-            own = generator if package.codec == "prompt" else None
+            own = generator if package.codec == PROMPT else None
             store = stores[package.codec] = stack.enter_context(open_store(package.presentation, own))
             with _bar(f"rendering {package.codec}", "segment") as bar:
                 report = render_played(store, result.segments, progress=partial(_set, bar))
             write_json(folder / package.codec / "render.json", report)
-            _report_speed(package.codec, report)
+            _report_speed(package.codec, report, config.player.render_fps)
             if config.render:
                 write_session(folder / package.codec / "session.mp4", store, result.segments)
         if config.figures:
@@ -174,16 +175,18 @@ def _show(
             save_figure(figure, folder / "figures", "contact_sheet")
 
 
-def _report_speed(codec: str, report: dict[str, Any]) -> None:
+def _report_speed(codec: str, report: dict[str, Any], assumed_fps: float | None) -> None:
     speed, fps = report["frames_per_s"], report["playback_fps"]
     if speed is None:
         return
     log.info("%s: renders %.1f frames/s on %s; playback needs %.4g", codec, speed, report["device"], fps)
-    if speed < fps:
+    if speed < fps and codec == PROMPT and (assumed_fps is None or assumed_fps > 1.1 * speed):
+        assumed = "for free" if assumed_fps is None else f"at {assumed_fps:g} frames/s"
         log.warning(
-            "%s: this machine renders slower than playback, and the session above assumed otherwise unless you set it; "
-            "to count it as a viewer would see it, add player.render_fps=%.1f",
+            "%s: this machine renders slower than playback, but the session above rendered %s; "
+            "add player.render_fps=%.1f to see it as a viewer here would",
             codec,
+            assumed,
             speed,
         )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from experiments.errors import ExperimentError
 from experiments.provenance import file_sha256, folder_sha256, library_versions
 from experiments.schema import RunConfig, VideoConfig
-from packager.demo import DEMO_VERSION, make_demo_clip
+from packager.demo import demo_clip_name, make_demo_clip
 from packager.package import BUILDERS, BuildProgress, folder_name
 from packager.settings import BuildConfig
 from player.generator import find_folder, resolve_device
@@ -64,7 +64,7 @@ def obtain_video(config: VideoConfig, cache: Path) -> Path:
         if not path.is_file():
             raise ExperimentError(f"video={config.name}: no such file; give a path, or `demo` for the built-in clip")
         return path
-    path = cache / f"demo-v{DEMO_VERSION}-{config.seconds:g}s-{config.size}px.mp4"
+    path = cache / demo_clip_name(seconds=config.seconds, size=config.size)
     if not path.exists():
         log.info("filming the demo clip (%g s), once", config.seconds)
         make_demo_clip(path, seconds=config.seconds, size=config.size)

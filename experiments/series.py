@@ -68,7 +68,7 @@ def condition_texts(conditions: dict[str, Any]) -> dict[str, str]:
         "buffer": f"buffer {conditions['buffer_s']:g} s",
         "abr": f"abr {conditions['abr']}",
         "session": f"{conditions['session_s']:.4g} s programme, {_loops(conditions)}",
-        "render": f"rendering at {conditions['render_fps']:g} frames/s" if conditions["render_fps"] else "",
+        "render": f"prompts rendered at {conditions['render_fps']:g} frames/s" if conditions["render_fps"] else "",
     }
 
 

@@ -9,26 +9,21 @@ from abr import Ladder
 from traces import Trace, catalogue
 
 TARGET_MEAN_BPS = 45e3
-"""Mean rate that the default shares leave, bit/s: inside the embedded generator's ladder at 256x256."""
-
-DEFAULT_SHARES = {
-    "lte": 115,
-    "umts": 45,
-    "evdo": 12,
-    "hsdpa": 21,
-    "fcc": 24,
-    "4g": 700,
-    "5g": 10_000,
-    "starlink": 3_000,
-}
-"""Share of each vendored family: the mean rate of its default member over TARGET_MEAN_BPS, rounded to two digits or so.
-One share for all members keeps their differences."""
+"""Mean rate that the default shares leave on the first trace of each family, bit/s: inside the embedded generator's
+ladder at 256x256."""
 
 
 def default_share(trace_name: str) -> int:
-    """Return the share of a trace by name: its family's for vendored traces, 1 for all others."""
+    """Return the share of a trace by name: its family's for vendored traces, 1 for all others.
+
+    All members of a family get the share of its default member, two digits of it, so that they keep their differences.
+    """
     entry = catalogue.find(trace_name)
-    return 1 if entry is None else DEFAULT_SHARES.get(entry.family, 1)
+    if entry is None:
+        return 1
+    family = next(family for family in catalogue.families() if family.name == entry.family)
+    first = next(member for member in family.entries if member.name == family.default)
+    return max(1, int(float(f"{first.mean_bps / TARGET_MEAN_BPS:.2g}")))
 
 
 def suggest_share(trace: Trace, ladder: Ladder, *, position: float = 0.75) -> int:

@@ -19,19 +19,26 @@ COLUMNS = 5
 
 
 def draw_sheet(run: RunResult, video: Path, build: BuildConfig, stores: Mapping[str, FrameStore]) -> Figure:
-    """Return the contact sheet of a run: at a few moments of the clip, what was filmed and what each session showed
-    the first time it came there, with the representation, its bitrate and its quality."""
+    """Return the contact sheet of a run: at a few moments of the clip, what was filmed and what each codec makes of it
+    in the representation that its session showed longest."""
     manifest = next(iter(stores.values())).presentation.manifest
-    results = [run.codecs[codec] for codec in stores]
-    seen = set.intersection(*(set(_first_shown(result)) for result in results))
-    frames = [index for index in sheet_frames(sum(manifest.frames), COLUMNS) if _place(manifest, index)[0] in seen]
+    frames = sheet_frames(sum(manifest.frames), COLUMNS)
     places = [_place(manifest, index) for index in frames]
     rows = [SheetRow("Original", _originals(video, build, manifest, places))]
-    metric = headline_metric(results)
-    for result in results:
-        pictures = [_picture(result, stores[result.codec], place, metric) for place in places]
-        rows.append(SheetRow(CODEC_TITLES[result.codec], pictures))
+    metric = headline_metric([run.codecs[codec] for codec in stores])
+    for codec, store in stores.items():
+        representation = longest_shown(run.codecs[codec])
+        name = store.presentation.representations[representation].id
+        rate = store.presentation.bitrate_bps[representation] / 1e3
+        pictures = [_picture(store, place, representation, metric) for place in places]
+        rows.append(SheetRow(f"{CODEC_TITLES[codec]}\n{name}, {rate:.1f} kbit/s", pictures))
     return contact_sheet(rows, [float(index / manifest.fps) for index in frames], header_line(run.conditions))
+
+
+def longest_shown(result: CodecResult) -> int:
+    """Return the representation that a session showed longest; the lowest of those with equal times."""
+    shown = result.segments.dropna(subset=["play_start_s"])
+    return int(shown.groupby("representation")["duration_s"].sum().idxmax()) if len(shown) else 0
 
 
 def _place(manifest: Manifest, index: int) -> tuple[int, int]:
@@ -39,12 +46,6 @@ def _place(manifest: Manifest, index: int) -> tuple[int, int]:
     ends = np.cumsum(manifest.frames)
     segment = int(np.searchsorted(ends, index, side="right"))
     return segment, index - int(ends[segment] - manifest.frames[segment])
-
-
-def _first_shown(result: CodecResult) -> dict[int, int]:
-    """Return segment of the clip -> programme segment in which the session first showed it."""
-    shown = result.segments.dropna(subset=["play_start_s"]).drop_duplicates("clip_segment")
-    return {int(row.clip_segment): int(row.segment) for row in shown.itertuples()}
 
 
 def _originals(video: Path, build: BuildConfig, manifest: Manifest, places: Sequence[tuple[int, int]]) -> list[Picture]:
@@ -62,15 +63,11 @@ def _originals(video: Path, build: BuildConfig, manifest: Manifest, places: Sequ
     return [pictures[place] for place in places]
 
 
-def _picture(result: CodecResult, store: FrameStore, place: tuple[int, int], metric: str | None) -> Picture:
+def _picture(store: FrameStore, place: tuple[int, int], representation: int, metric: str | None) -> Picture:
     segment, frame = place
-    programme_segment = _first_shown(result)[segment]
-    row = result.segments.set_index("segment").loc[programme_segment]
-    caption = f"{row['name']}, {row['bitrate_bps'] / 1e3:.1f} kbit/s"
+    caption = ""
     if metric:
-        frames = result.frames
-        value = frames.loc[(frames["segment"] == programme_segment) & (frames["frame"] == frame), metric]
+        value = store.presentation.frame_quality(segment, representation, metric)[frame]
         short = METRICS[metric].title.split(" (")[0].removesuffix(" [dB]")
-        caption += f"\n{short} {float(value.iloc[0]):.{METRICS[metric].digits}f}"
-    pixels = store.frames(segment, int(row["representation"]))[frame]
-    return Picture(np.asarray(pixels), caption)
+        caption = f"{short} {value:.{METRICS[metric].digits}f}"
+    return Picture(np.asarray(store.frames(segment, representation)[frame]), caption)

@@ -15,6 +15,7 @@ from experiments.results import CodecResult
 from experiments.schema import QualityConfig, RunConfig
 from experiments.series import HEADLINE_METRICS, METRICS
 from experiments.simulate import simulate
+from player.decoder import PROMPT
 from player.log import SessionLog
 from player.presentation import Presentation
 from player.quality import SEVERE_DISTORTION, severely_distorted_share
@@ -60,7 +61,8 @@ def stream(codec: str, programme: Programme, trace: Trace, config: RunConfig) ->
         session,
         create_transport(trace, config.link),
         segment_frames=programme.segment_frames.tolist(),
-        render_fps=config.player.render_fps,
+        # The simulated renderer is the generator; pixel codecs decode in hardware on any viewer's device.
+        render_fps=config.player.render_fps if codec == PROMPT else None,
     )
     log = session.log()
     frames = frame_table(log, programme)
