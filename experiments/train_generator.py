@@ -383,6 +383,7 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """Write the generator and its encoder in diffusers layout, in half precision, with a model card."""
         self._evaluating()
+        self.models.encoder.latents.fold_normalisation()
         self.models.generator.save(folder)
         self.models.encoder.save(folder / "encoder")
         (folder / "MODEL_CARD.md").write_text(self._model_card())

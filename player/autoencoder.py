@@ -67,6 +67,21 @@ class LatentEncoder(ModelMixin, ConfigMixin):
         """Encode frames [N, 3, H, W] in [-1, 1] to latents [N, C, H/16, W/16]."""
         return self.norm(self.body(frames).float())
 
+    @torch.no_grad()
+    def fold_normalisation(self) -> None:
+        """Move the running mean and variance into the last convolution; the latents stay the same.
+
+        Nothing bounds the scale before the normalisation: in training the variance grows to 10^7, which float16
+        cannot hold.
+        """
+        last = self.body[-1]
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        scale = torch.rsqrt(variance + self.norm.eps)
+        last.weight.mul_(scale[:, None, None, None])
+        last.bias.sub_(mean).mul_(scale)
+        mean.zero_()
+        variance.fill_(1 - self.norm.eps)
+
 
 class LatentDecoder(ModelMixin, ConfigMixin):
     """Latents [N, C, h, w] -> frames [N, 3, 16 h, 16 w], nominally in [-1, 1]."""

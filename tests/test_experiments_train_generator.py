@@ -11,7 +11,7 @@ from PIL import Image
 from experiments import train_generator
 from experiments.train_data import TrainingDataError, load_pictures
 from packager.encoder import load_encoder
-from player.autoencoder import grid_sinusoids
+from player.autoencoder import LatentEncoder, grid_sinusoids
 from player.generator import load_generator
 
 
@@ -92,3 +92,15 @@ def test_sinusoids_tell_cells_apart():
     cells = grid_sinusoids(16, 4, 4).flatten(1).T
     distances = torch.cdist(cells, cells) + torch.eye(16) * 1e3
     assert distances.min() > 0.1
+
+
+def test_folding_the_normalisation_keeps_the_latents():
+    torch.manual_seed(0)
+    encoder = LatentEncoder(8, widths=(8, 8, 16), blocks=(1, 0, 1)).eval()
+    encoder.norm.running_mean.uniform_(-2e3, 2e3)
+    encoder.norm.running_var.uniform_(1e6, 1e7)
+    frames = torch.rand(2, 3, 64, 64) * 2 - 1
+    before = encoder(frames)
+    encoder.fold_normalisation()
+    torch.testing.assert_close(encoder(frames), before, rtol=1e-4, atol=1e-5)
+    assert all(torch.isfinite(value.half()).all() for value in encoder.state_dict().values())
