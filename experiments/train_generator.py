@@ -121,6 +121,7 @@ def make_models(config: TrainConfig) -> Models:
         timestep=999,
         c_skip=1.0,
         c_out=1.0,
+        norm_rank=config.rank,
     )
     decoder = LatentDecoder(config.latent_channels)
     generator = Generator(unet, decoder, settings, tensors, identity="training")

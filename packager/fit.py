@@ -136,7 +136,7 @@ class _Fit:
         weights = self.weights[chosen]
         kept = torch.arange(self.rank, device=u.device) < ranks[:, None]  # [n, R]
         return self.generator.space.compose(
-            interpolate(u, weights) * kept[:, None, :], interpolate(v, weights), self.rank
+            interpolate(u, weights) * kept[:, None, :], interpolate(v, weights), self.generator.norm_rank(self.rank)
         )
 
     def frame_losses(self, frames: Tensor, embeddings: Tensor) -> Tensor:

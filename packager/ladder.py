@@ -105,7 +105,7 @@ class PromptLadder:
                 tokens=self.generator.tokens,
                 width=self.generator.width,
                 rank=rank,
-                norm_rank=self._ladder[-1],
+                norm_rank=self.generator.norm_rank(self._ladder[-1]),
                 frame_width=width,
                 frame_height=height,
                 display_width=stream.width,

@@ -57,6 +57,7 @@ class GeneratorSettings:
     timestep: int
     c_skip: float
     c_out: float
+    norm_rank: int = 0  # what U V is divided by the square root of; 0: the rank of the fit (Promptus)
     version: int = FORMAT_VERSION
 
 
@@ -107,6 +108,10 @@ class Generator(nn.Module):
     def space(self) -> PromptSpace:
         """What prompts are composed with."""
         return PromptSpace(self.base, self.dictionary)
+
+    def norm_rank(self, rank: int) -> int:
+        """Return the norm_rank of a fit whose largest rank is `rank`: the generator's own if it was trained with one."""
+        return self.settings.norm_rank or rank
 
     def denoise(self, embeddings: Tensor) -> Tensor:
         """Return the clean latents [T, C, h, w] that embeddings [T, L, D] describe; one evaluation of the UNet."""

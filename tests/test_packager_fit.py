@@ -20,7 +20,13 @@ def quick(**changes):
 
 
 def loss_of(segment, generator, frames):
-    shown = torch.from_numpy(render_segment(segment, segment.rank, generator)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    shown = (
+        torch.from_numpy(render_segment(segment, generator.norm_rank(segment.rank), generator))
+        .permute(0, 3, 1, 2)
+        .float()
+        / 127.5
+        - 1
+    )
     return frame_loss(shown, frames).mean().item()
 
 
@@ -55,6 +61,15 @@ def test_segment_has_the_ladders_largest_rank(frames, tiny_generator, tiny_encod
 def test_same_seed_same_codes(frames, tiny_generator, tiny_encoder):
     one, two = (fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=4), ranks=[2, 4]) for _ in range(2))
     assert one == two
+
+
+def test_a_short_ladder_keeps_the_scale_the_generator_was_trained_with(frames, tiny_generator, tiny_encoder):
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[2])
+    assert tiny_generator.norm_rank(2) == 4
+    shown = torch.from_numpy(render_segment(segment, 4, tiny_generator)).float().permute(0, 3, 1, 2) / 127.5 - 1
+    u, v = tiny_encoder(frames)
+    direct = tiny_generator.generate(tiny_generator.space.compose(u[..., :2], v[:, :2], 4)).clamp(-1, 1)
+    assert (shown[[0, 4, 7]] - direct[[0, 4, 7]]).abs().mean() < 0.05
 
 
 def test_shared_v_repeats(frames, tiny_generator, tiny_encoder):
