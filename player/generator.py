@@ -110,7 +110,7 @@ class Generator(nn.Module):
         return PromptSpace(self.base, self.dictionary)
 
     def norm_rank(self, rank: int) -> int:
-        """Return the norm_rank of a fit whose largest rank is `rank`: the generator's own if it was trained with one."""
+        """Return the norm_rank of a fit whose largest rank is `rank`: the generator's own if it has one."""
         return self.settings.norm_rank or rank
 
     def denoise(self, embeddings: Tensor) -> Tensor:
