@@ -24,7 +24,7 @@ test: $(INSTALLED_TEST)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --exclude '*.md' .
 	$(BIN)/mypy
 
 clean:
