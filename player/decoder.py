@@ -8,7 +8,7 @@ from typing import Protocol
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import Tensor
 
 from player.bitstream import Segment, StreamInfo, read_init, read_segment
@@ -102,12 +102,13 @@ class VideoDecoder:
     def decode(self, segment: bytes) -> np.ndarray:
         """Return the frames uint8 [T, H, W, 3] of a segment; raise DecodeError if it does not decode."""
         frames = []
+        reformatter = VideoReformatter()  # one scaler for all frames; making one costs more than using it
         try:
             with av.open(io.BytesIO(self.init + segment)) as container:
                 if not container.streams.video:
                     raise DecodeError("segment holds no video stream")
                 for frame in container.decode(container.streams.video[0]):
-                    frames.append(_to_rgb(frame))
+                    frames.append(_to_rgb(frame, reformatter))
         except (av.FFmpegError, EOFError) as error:
             raise DecodeError(f"segment of {len(segment)} bytes does not decode: {error}") from error
         if not frames:
@@ -115,11 +116,12 @@ class VideoDecoder:
         return np.stack(frames)
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     """Return a frame as uint8 [H, W, 3], by its own matrix and range; untagged means BT.601, as swscale assumes."""
     matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709.value else Colorspace.ITU601
     full_range = frame.color_range == ColorRange.JPEG.value
-    return frame.reformat(
+    return reformatter.reformat(
+        frame,
         format="rgb24",
         src_colorspace=matrix,
         src_color_range=ColorRange.JPEG if full_range else ColorRange.MPEG,
