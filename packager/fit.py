@@ -43,8 +43,8 @@ class FitConfig:
     patience: int = 8
     """Steps without a better smoothed loss before the learning rate is halved."""
     u_step: float = 0.35
-    """Quantization step of U. The embedded generator was trained under noise of 0.25; 0.35 costs a tenth fewer bytes and
-    leaves LPIPS as it is (docs/RESULTS.md)."""
+    """Quantization step of U. The embedded generator was trained under noise of 0.25; 0.35 costs a tenth fewer bytes
+    and leaves LPIPS as it is (docs/RESULTS.md)."""
     v_step: float = 0.05
     """Quantization step of V."""
     share_v: bool = True
