@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from packager.errors import BuildError
-from packager.fit import FAST, PRESETS, FitConfig, fit_preset, fit_segment, key_offsets
+from packager.fit import FAST, PRESETS, FitConfig, fit_preset, fit_segment, key_offsets, scene_cuts
 from packager.losses import frame_loss, rate_estimate, structural_similarity
 from player.decoder import render_segment
 
@@ -43,6 +43,19 @@ def test_no_interval_is_longer_than_asked(frames):
     gaps = np.diff(key_offsets(frames, 10))
     assert np.all(gaps >= 1)
     assert np.all(gaps <= 10)
+
+
+def test_every_scene_opens_and_closes_with_a_key_prompt():
+    assert key_offsets(30, 10, [12, 13]).tolist() == [0, 6, 11, 12, 13, 21, 29]
+
+
+def test_cuts_are_found_and_motion_is_not(clip, tiny_generator):
+    scene = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert scene_cuts(scene) == []
+    assert scene_cuts(torch.cat([scene, -scene, scene[:1]])) == [8, 16]
+    assert scene_cuts(scene[:1]) == []
+    segment = fit_segment(torch.cat([scene, -scene]), tiny_generator, None, quick(iterations=1), ranks=[1])
+    assert [k.frame_offset for k in segment.keys] == [0, 4, 7, 8, 12, 15]
 
 
 def test_more_steps_lower_the_loss(frames, tiny_generator, tiny_encoder):
