@@ -62,9 +62,11 @@ def load_encoder(generator: Generator) -> PromptEncoder | None:
     if generator.folder is None or not (generator.folder / "encoder").is_dir():
         return None
     folder = generator.folder / "encoder"
+    # without the last, diffusers asks for the accelerate package, which nothing here needs
+    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     try:
-        latents = LatentEncoder.from_pretrained(folder / "latent_encoder", torch_dtype=torch.float32)
-        head = PromptHead.from_pretrained(folder / "prompt_head", torch_dtype=torch.float32)
+        latents = LatentEncoder.from_pretrained(folder / "latent_encoder", **options)
+        head = PromptHead.from_pretrained(folder / "prompt_head", **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise PackagerError(f"{folder}: the encoder cannot be loaded: {str(error).splitlines()[0]}") from error
     return PromptEncoder(latents, head).to(generator.device).eval()

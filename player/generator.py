@@ -257,7 +257,7 @@ def _read_json(path: Path, spec: str) -> dict:
 
 def _load_part(kind: Any, folder: Path) -> nn.Module:
     try:
-        return kind.from_pretrained(folder, torch_dtype=torch.float32)
+        return kind.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise GeneratorError(f"{folder}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
 
