@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.plots import PAGE_IN, add_caption, paper_style
+from experiments.paper import PAGE_IN, add_caption, paper_style
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def contact_sheet(rows: Sequence[SheetRow], times_s: Sequence[float], conditions
             len(rows), len(times_s), squeeze=False, layout="constrained",
             figsize=(PAGE_IN, len(rows) * (cell_in * height / width + 0.16) + 0.4),
         )  # fmt: skip
-        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.025, wspace=0, hspace=0)
         for row, line in zip(rows, axes, strict=True):
             for picture, axis in zip(row.pictures, line, strict=True):
                 _show(axis, picture)

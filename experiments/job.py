@@ -17,7 +17,8 @@ from abr import AbrError, known_names
 from emulator import EmulatorError
 from experiments.command_line import CONFIG_NAME, flags_first
 from experiments.errors import ExperimentError
-from experiments.plots import draw_figures, save_figure
+from experiments.paper import save_figure
+from experiments.plots import draw_figures
 from experiments.prepare import Package, check_same_time_line, input_hashes, obtain_package, obtain_video
 from experiments.provenance import provenance
 from experiments.results import CodecResult, load_run, write_bytes, write_codec, write_json, write_summary, write_table

@@ -77,9 +77,23 @@ def header_line(conditions: dict[str, Any]) -> str:
     return ", ".join(text for text in condition_texts(conditions).values() if text)
 
 
+def label_texts(conditions: dict[str, Any]) -> dict[str, str]:
+    """Return each condition as it stands in a legend, next to others that differ. Rates follow from trace and share."""
+    texts = condition_texts(conditions)
+    offset = f" from {conditions['offset_s']:g} s" if conditions["offset_s"] else ""
+    return {
+        **{key: text for key, text in texts.items() if key not in ("mean_rate", "session")},
+        "trace": f"{conditions['trace'].split(' (')[0]}{offset}",
+        "share": f"1/{conditions['share']}",
+        "delay": f"{conditions['delay_ms']:g} ms",
+        "abr": str(conditions["abr"]),
+        "length": f"{conditions['session_s']:.4g} s",
+    }
+
+
 def series_of(runs: Sequence[RunResult]) -> list[Series]:
     """Return one series per run and codec, labelled by what tells them apart."""
-    texts = [condition_texts(run.conditions) for run in runs]
+    texts = [label_texts(run.conditions) for run in runs]
     differing = [key for key in texts[0] if len({text[key] for text in texts}) > 1] if texts else []
     several_codecs = len({codec for run in runs for codec in run.codecs}) > 1
     names = [", ".join(text[key] for key in differing if text[key]) for text in texts]
@@ -89,7 +103,7 @@ def series_of(runs: Sequence[RunResult]) -> list[Series]:
     for run, name in zip(runs, names, strict=True):
         for codec in (codec for codec in CODECS if codec in run.codecs):
             parts = [CODEC_TITLES[codec]] if several_codecs or not name else []
-            label = ", ".join([*parts, name] if len(runs) > 1 else parts)
+            label = ", ".join([*parts, name] if len(runs) > 1 else parts or [CODEC_TITLES[codec]])
             series.append(Series(label, run, run.codecs[codec]))
     return series
 

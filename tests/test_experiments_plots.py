@@ -10,9 +10,10 @@ import pytest
 
 from experiments import plot
 from experiments.errors import RunFolderError
-from experiments.plots import buffer_levels, draw_figures, rebuffering_spans
+from experiments.plots import FIGURE_NAMES, draw_figures
 from experiments.results import CodecResult, load_run, write_codec, write_summary, write_table
 from experiments.series import header_line, series_of, severity_rule
+from experiments.timeline import buffer_levels, rebuffering_spans
 
 CONDITIONS: dict[str, Any] = {
     "video": "demo", "trace": "lte", "share": 100, "offset_s": 0.0, "mean_rate_bps": 45_600.0,
@@ -111,8 +112,21 @@ def test_labels_name_only_what_differs(run_folders: list[Path]) -> None:
     runs = [load_run(folder) for folder in run_folders]
     assert [one.label for one in series_of(runs[:1])] == ["Prompts", "H.265"]
     assert [one.label for one in series_of(runs[:2])] == [
-        "Prompts, abr bola", "H.265, abr bola", "Prompts, abr bba", "H.265, abr bba",
+        "Prompts, bola", "H.265, bola", "Prompts, bba", "H.265, bba",
     ]  # fmt: skip
+
+
+def test_labels_of_different_traces_stay_short(run_folders: list[Path], tmp_path: Path) -> None:
+    other = _write_run(tmp_path / "d", trace="umts (umts-tmobile)", share=45, mean_rate_bps=1.0)
+    runs = [load_run(run_folders[0]), load_run(other)]
+    assert [one.label for one in series_of(runs)][::2] == ["Prompts, lte, 1/100", "Prompts, umts, 1/45"]
+
+
+def test_a_sweeps_folder_stands_for_its_runs(run_folders: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").touch()
+    sweep = [str(run_folders[0].parent), str(tmp_path / "multirun.yaml")]
+    assert plot.main([*sweep, "-o", str(tmp_path), "--figure", "severe_distortion"]) == 0
+    assert (tmp_path / "severe_distortion.png").is_file()
 
 
 def test_every_figure_is_drawn_as_pdf_and_png(run_folders: list[Path], tmp_path: Path) -> None:
@@ -130,6 +144,10 @@ def test_equal_runs_make_equal_files(run_folders: list[Path], tmp_path: Path) ->
     for suffix in (".pdf", ".png"):
         first, second = (tmp_path / name / f"severe_distortion{suffix}" for name in ("one", "two"))
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_command_line_knows_every_figure() -> None:
+    assert plot.FIGURE_NAMES == FIGURE_NAMES
 
 
 def test_plot_command_overlays_runs(run_folders: list[Path], tmp_path: Path, capsys: Any) -> None:
