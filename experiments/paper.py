@@ -23,7 +23,7 @@ CODEC_COLORS = {"prompt": "#0072B2", "h265": "#D55E00"}
 SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which people with any colour vision can tell apart."""
 
-_LEGEND_CHARACTERS_PER_IN = 14
+_LEGEND_CHARACTERS_PER_IN = 20
 _CAPTION_CHARACTERS_PER_IN = 23.5
 
 
@@ -53,10 +53,9 @@ def shared_legend(figure: Figure, axes: np.ndarray) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     longest = max((len(label) for label in entries), default=0) + 7  # the line and the gap count too
-    columns = max(1, int(figure.get_figwidth() * _LEGEND_CHARACTERS_PER_IN / longest))
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside upper center", ncols=min(columns, max(1, len(entries)))
-    )
+    fitting = int(figure.get_figwidth() * _LEGEND_CHARACTERS_PER_IN / longest)
+    columns = max(1, min(fitting, len(entries)))
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns)
 
 
 def add_caption(figure: Figure, text: str, width_in: float) -> None:

@@ -27,14 +27,18 @@ def draw_figures(runs: Sequence[RunResult], folder: Path, *, names: Sequence[str
 
     Figures of quality are left out where no metric was measured.
     """
-    ruled = all(one.result.summary["severe_metric"] is not None for one in series_of(runs))
-    measured = headline_metric([one.result for one in series_of(runs)]) is not None
+    results = [one.result for one in series_of(runs)]
+    left_out = set()
+    if headline_metric(results) is None:
+        left_out.add("rebuffering_vs_quality")
+    if any(result.summary["severe_metric"] is None for result in results):
+        left_out.add("severe_distortion")
     paths = []
     for name in names:
         if name == "timeline":
             for run in runs:
                 suffix = f"-{run.path.resolve().name}" if len(runs) > 1 else ""
                 paths += save_figure(timeline(run), folder, f"timeline{suffix}")
-        elif name == "cdf" or (measured and name != "severe_distortion") or (name == "severe_distortion" and ruled):
+        elif name not in left_out:
             paths += save_figure(FIGURES[name](runs), folder, name)
     return paths
