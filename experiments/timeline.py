@@ -99,9 +99,12 @@ def buffer_levels(segments: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     start = played["play_start_s"].to_numpy(dtype=float)
     duration = played["duration_s"].to_numpy(dtype=float)
     corners = np.unique(np.concatenate([[0.0], rendered, start, start + duration]))
-    left = np.clip(corners[:, None] - start, 0.0, duration).sum(axis=1)  # media played by then
-    before = np.where(rendered < corners[:, None], duration, 0.0).sum(axis=1) - left
-    after = np.where(rendered <= corners[:, None], duration, 0.0).sum(axis=1) - left
+    total = np.concatenate([[0.0], np.cumsum(duration)])
+    # Played media rises over each segment's time on the screen and rests between them.
+    times = np.stack([start, start + duration], axis=1).ravel()
+    played_s = np.interp(corners, times, np.stack([total[:-1], total[1:]], axis=1).ravel(), left=0.0)
+    before = total[np.searchsorted(rendered, corners, side="left")] - played_s
+    after = total[np.searchsorted(rendered, corners, side="right")] - played_s
     return np.repeat(corners, 2), np.stack([before, after], axis=1).ravel()
 
 
