@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from packager.encoder import PromptEncoder
 from packager.errors import BuildError
-from packager.losses import frame_loss, rate_estimate
+from packager.losses import frame_loss, sequence_rate
 from player.bitstream import KeyPrompt, Segment
 from player.generator import Generator
 from player.prompt import interpolate, interpolation_matrix, quantize, quantize_ste
@@ -55,8 +55,8 @@ class FitConfig:
     """Quantization step of V."""
     share_v: bool = True
     """One V for all key prompts of a segment; its repetition then costs almost no bytes."""
-    rate_weight: float = 0.004
-    """Weight of the estimated bits per value against the frame loss."""
+    rate_weight: float = 0.04
+    """Weight of the estimated bits a value against the frame loss (docs/RESULTS.md)."""
     worst_share: float = 0.25
     """Share of each step's frames that is drawn from the worst so far."""
     embedding_weight: float = 0.0
@@ -186,7 +186,7 @@ class _Fit:
             config.embedding_weight * embeddings.abs().mean() if config.embedding_weight else embeddings.new_zeros(())
         )
         if config.rate_weight:
-            total = total + config.rate_weight * rate_estimate(self.u, grid, config.u_step)
+            total = total + config.rate_weight * sequence_rate(self.u, grid, config.u_step)
             # V stands against U by its share of values, once a segment if shared
             share = self.v.numel() / self.u.numel()
             total = total + config.rate_weight * share * torch.log2(1 + 2 * self.v.abs() / config.v_step).mean()
@@ -231,12 +231,12 @@ def fit_segment(
     weights = interpolation_matrix(offsets, len(frames)).to(generator.device)
     fit = _Fit(nn.Parameter(u), nn.Parameter(v), weights, config, generator)
     start = [p.detach().clone() for p in (fit.u, fit.v)]
-    before = _whole_loss(fit, frames, rank)
+    before = _objective(fit, frames, rank)
     _descend(fit, frames, sorted(set(ranks)), progress)
-    after = _whole_loss(fit, frames, rank)
-    log.info("fitted %d frames, %d key prompts: loss %.4f -> %.4f", len(frames), len(offsets), before, after)
+    after = _objective(fit, frames, rank)
+    log.info("fitted %d frames, %d key prompts: objective %.4f -> %.4f", len(frames), len(offsets), before, after)
     if not after <= before:  # a schedule that diverged must not cost what the encoder already had
-        log.warning("the fit did not lower the loss (%.4f -> %.4f); keeping its start", before, after)
+        log.warning("the fit did not lower its objective (%.4f -> %.4f); keeping its start", before, after)
         fit.u.data, fit.v.data = start
     return _to_segment(fit, offsets, len(frames))
 
@@ -318,14 +318,15 @@ def _draw_ranks(ranks: list[int], count: int, rng: np.random.Generator) -> np.nd
 
 
 @torch.no_grad()
-def _whole_loss(fit: _Fit, frames: Tensor, rank: int) -> float:
-    """Return the mean loss of all frames at the full rank."""
+def _objective(fit: _Fit, frames: Tensor, rank: int) -> float:
+    """Return what the fit minimises, over all frames at the full rank."""
     indices = torch.arange(len(frames), device=frames.device)
-    parts = [
-        fit.frame_losses(frames[chunk], fit.embeddings(chunk, torch.full_like(chunk, rank)))
-        for chunk in indices.split(fit.config.frames_per_step)
-    ]
-    return torch.cat(parts).mean().item()
+    total = 0.0
+    for chunk in indices.split(fit.config.frames_per_step):
+        embeddings = fit.embeddings(chunk, torch.full_like(chunk, rank))
+        loss = fit.frame_losses(frames[chunk], embeddings).mean() + fit.regularizer(embeddings)
+        total += loss.item() * len(chunk) / len(frames)
+    return total
 
 
 @torch.no_grad()

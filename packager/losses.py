@@ -56,6 +56,27 @@ def frame_loss(output: Tensor, target: Tensor, structure_weight: float = 0.3, sc
     return loss / scales
 
 
+def sequence_rate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:
+    """Return a smooth estimate of the bits a value of the key prompts U [K, L, R] of one segment costs.
+
+    As `rate_estimate`, with two differences that matter to a fit: the key prompt before is a predictor too, so still
+    content can be sent as a repetition, and the logarithm is taken of every value, so its slope is steepest where a
+    residual is about to vanish.
+    """
+    residuals = [u]
+    if grid[0]:
+        maps = u.transpose(1, 2).unflatten(2, grid)  # [K, R, h, w]
+        west, north = functional.pad(maps, (1, 0))[..., :-1], functional.pad(maps, (0, 0, 1, 0))[..., :-1, :]
+        spatial = [maps - west, maps - north, maps - (west + north) / 2]
+        residuals += [x.flatten(2).transpose(1, 2) for x in spatial]
+    bits = [torch.log2(1 + 2 * x.abs() / step).mean(dim=1) for x in residuals]  # [K, R] each
+    best = torch.stack(bits).amin(dim=0)
+    if len(u) > 1:
+        temporal = torch.log2(1 + 2 * u.diff(dim=0).abs() / step).mean(dim=1)  # [K - 1, R]
+        best = torch.cat([best[:1], torch.minimum(best[1:], temporal)])
+    return best.mean()
+
+
 def rate_estimate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:
     """Return a smooth estimate of the bits a value of U [N, L, R] costs under the bitstream's predictors.
 

@@ -6,8 +6,9 @@ import torch
 
 from packager.errors import BuildError
 from packager.fit import FAST, PRESETS, FitConfig, fit_preset, fit_segment, key_offsets, scene_cuts
-from packager.losses import frame_loss, rate_estimate, structural_similarity
+from packager.losses import frame_loss, rate_estimate, sequence_rate, structural_similarity
 from player.decoder import render_segment
+from player.entropy import CodesEncoder, Layout
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,8 @@ def test_cuts_are_found_and_motion_is_not(clip, tiny_generator):
 
 
 def test_more_steps_lower_the_loss(frames, tiny_generator, tiny_encoder):
-    few = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[1, 4])
-    many = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=60), ranks=[1, 4])
+    few = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1, rate_weight=0.0), ranks=[1, 4])
+    many = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=60, rate_weight=0.0), ranks=[1, 4])
     assert loss_of(many, tiny_generator, frames) < loss_of(few, tiny_generator, frames)
 
 
@@ -149,6 +150,25 @@ def test_structural_similarity_of_equal_and_unequal_frames():
 def test_frame_loss_is_zero_only_for_equal_frames(frames):
     assert frame_loss(frames, frames).abs().max() < 1e-6
     assert (frame_loss(frames + 0.05, frames) > 0.04).all()
+
+
+def test_sequence_rate_rewards_smooth_and_repeated_key_prompts():
+    torch.manual_seed(0)
+    noise = torch.randn(3, 256, 2)
+    ramp = torch.linspace(-3, 3, 16).repeat(16).view(1, 256, 1).expand(3, 256, 2)
+    assert sequence_rate(noise[:1].expand(3, -1, -1), (16, 16), 0.25) < 0.5 * sequence_rate(noise, (16, 16), 0.25)
+    assert sequence_rate(ramp, (16, 16), 0.25) < sequence_rate(ramp, (0, 0), 0.25)
+    assert sequence_rate(torch.zeros(1, 256, 2), (16, 16), 0.25).item() == 0
+
+
+def test_the_rate_term_saves_bytes(frames, tiny_generator, tiny_encoder):
+    def size(rate_weight):
+        config = quick(iterations=30, rate_weight=rate_weight)
+        segment = fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[4])
+        encoder = CodesEncoder(Layout(tiny_generator.tokens, tiny_generator.width, 4, 4, 4))
+        return sum(len(encoder.encode(key.u, key.v)) for key in segment.keys)
+
+    assert size(0.2) < 0.95 * size(0.0)
 
 
 def test_rate_estimate_sees_smoothness_and_scale():
