@@ -118,7 +118,7 @@ class PromptLadder:
         self._segment_frames = stream.segment_frames
 
     def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
-        target = _to_tensor(_grow(frames, self.generator.native_size))
+        target = frames_to_tensor(_grow(frames, self.generator.native_size))
         segment = fit_segment(
             target,
             self.generator,
@@ -194,7 +194,7 @@ def _grow(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return frames if frames.shape[1:3] == size else np.pad(frames, [*margins, (0, 0)], mode="edge")
 
 
-def _to_tensor(frames: np.ndarray) -> torch.Tensor:
+def frames_to_tensor(frames: np.ndarray) -> torch.Tensor:
     """uint8 [T, H, W, 3] -> float32 [T, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
