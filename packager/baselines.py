@@ -33,6 +33,8 @@ SEGMENT_PATTERN = "seg-{:05d}.m4s"
 
 _TOLERANCE = 0.03  # a bitrate this close (relative) to the target is not corrected further
 _SECOND_PASSES = 3  # at most
+_HIGHEST_START_BPS = 50_000_000  # x265 is not asked for more than twice this on account of headers
+_NEVER_REORDERED = 2  # frames: a clip this short has no B picture between two others
 _LOWEST_BPS = 1000  # x265 takes whole kbit/s
 _MOVFLAGS = "cmaf+frag_keyframe+empty_moov+default_base_moof+skip_trailer"
 _STYP = struct.pack(">I4s4sI4s4s", 24, b"styp", b"cmfs", 0, b"cmfs", b"msdh")
@@ -111,7 +113,8 @@ def encode_h265(
         video_bps = _whole_kbps(wanted_bytes * 8 * float(stream.fps) / first.frames)
         tried: dict[int, _Totals] = {}
         for _ in range(_SECOND_PASSES):
-            tried[video_bps] = passes.run(2, video_bps, folder)
+            video_bps, totals = _second_pass(passes, video_bps, folder)
+            tried[video_bps] = totals
             share = tried[video_bps].video_bytes / wanted_bytes
             correction = _whole_kbps(video_bps / share)
             if abs(share - 1) <= _TOLERANCE or correction in tried:
@@ -121,6 +124,29 @@ def encode_h265(
         if best != next(reversed(tried)):
             passes.run(2, best, folder)
     return _describe(tried[best], stream, bitrate_bps, folder)
+
+
+def _second_pass(passes: _Passes, video_bps: int, folder: Path) -> tuple[int, _Totals]:
+    """Run the second pass at a bitrate, or at the first doubling of it that x265 takes; return which, and what came.
+
+    x265 refuses to start where the headers that it counted in the first pass are more than the whole target: on clips
+    of a few frames, whose target is a few bytes.
+    """
+    while True:
+        try:
+            return video_bps, passes.run(2, video_bps, folder)
+        except EncodeError as error:
+            if not isinstance(error.__cause__, av.error.InvalidDataError) or video_bps > _HIGHEST_START_BPS:
+                raise
+            video_bps *= 2
+
+
+def _with_decoding_times(packets: list[Any], frames: int) -> list[Any]:
+    """Return the last packets; x265 leaves decoding times undefined where there are too few frames to reorder."""
+    if frames <= _NEVER_REORDERED:
+        for packet in packets:
+            packet.dts = packet.pts
+    return packets
 
 
 def _whole_kbps(bps: float) -> int:
@@ -184,7 +210,7 @@ class _Passes:
                     if self.progress is not None:
                         self.progress(1)
                     yield from self._named(cutter, totals)
-                container.mux(encoder.encode(None))
+                container.mux(_with_decoding_times(encoder.encode(None), totals.frames))
             yield from self._named(cutter, totals, last=True)
         except av.error.FFmpegError as error:
             raise EncodeError(f"libx265 at {bitrate_bps} bit/s: {error.strerror or error}") from error

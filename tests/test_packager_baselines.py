@@ -50,6 +50,14 @@ def encoded(tmp_path_factory):
     return encode(tmp_path_factory.mktemp("h265"), moving_frames(21))
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_clips_of_a_few_frames_are_encoded_as_low_as_can_be(tmp_path, count):
+    result = encode(tmp_path, moving_frames(count), bitrate_bps=20_000)
+    assert (result.segments, result.frames) == (1, count)
+    shown = decode(tmp_path, 1)
+    assert [frame.pts - shown[0].pts for frame in shown] == list(range(count))
+
+
 def test_segments_decode_alone_with_exact_frames_and_times(encoded):
     assert (encoded.segments, encoded.frames) == (3, 21)
     frames = moving_frames(21)
