@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="packager: %(message)s", stream=sys.stderr)
     try:
         return options.run(options)
-    except (PackagerError, PlayerError) as error:
+    except (PackagerError, PlayerError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"packager: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

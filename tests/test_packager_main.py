@@ -92,6 +92,14 @@ def test_wrong_usage_exits_2(arguments, capsys):
     assert "usage" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(video, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(build_arguments(video, tmp_path / "file" / "out")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("packager: ")
+    assert error.count("\n") == 1
+
+
 def test_interruption_says_how_to_go_on(video, tmp_path, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
