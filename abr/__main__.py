@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import operator
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,26 +49,33 @@ def _list() -> str:
 def _explain(name: str, path: Path) -> str:
     """Return the decision for the ladder and observation in the file `path` as JSON."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        ladder = Ladder(**content["ladder"])
-        observation = _observation(content["observation"])
+        content = _object("the file", json.loads(path.read_text(encoding="utf-8")))
+        ladder = Ladder(**_object("ladder", content["ladder"]))
+        observation = _observation(_object("observation", content["observation"]))
+        options = _object("options", content.get("options", {}))
+        if not 0 <= operator.index(observation.segment_index) < ladder.segments:
+            found, last = observation.segment_index, ladder.segments - 1
+            raise ObservationError(f"{path}: segment_index {found}, but 0..{last} exist")
+        controller = create_abr(name, ladder, buffer_capacity_s=observation.buffer_capacity_s, **options)
+        decision = dataclasses.asdict(controller.choose(observation))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ObservationError(f"{path}: not JSON: {error}") from error
     except KeyError as error:
         raise ObservationError(f"{path}: no {error.args[0]!r}; ladder and observation are needed") from error
-    except TypeError as error:
+    except TypeError as error:  # a value of another type than the number or list that belongs there
         raise ObservationError(f"{path}: {error}") from error
-    if not 0 <= observation.segment_index < ladder.segments:
-        raise ObservationError(f"{path}: segment_index {observation.segment_index}, but 0..{ladder.segments - 1} exist")
-    capacity_s = observation.buffer_capacity_s
-    controller = create_abr(name, ladder, buffer_capacity_s=capacity_s, **content.get("options", {}))
-    decision = dataclasses.asdict(controller.choose(observation))
     return json.dumps({"controller": name, "segment": observation.segment_index, **decision}, indent=2)
+
+
+def _object(what: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ObservationError(f"{what} is a {type(value).__name__}, expected a JSON object")
+    return value
 
 
 def _observation(values: dict[str, Any]) -> Observation:
     """Build an observation from its JSON form, where samples are a list of objects."""
-    samples = tuple(ThroughputSample(**sample) for sample in values.get("samples", []))
+    samples = tuple(ThroughputSample(**_object("a sample", sample)) for sample in values.get("samples", []))
     return Observation(**{**values, "samples": samples})
 
 

@@ -204,6 +204,10 @@ def test_explain_prints_decision_and_reason(tmp_path, capsys):
         ("bolla", {}, "unknown controller"),
         ("bola", {"segment_index": 7}, "segment_index 7"),
         ("bola", {"colour": "red"}, "colour"),
+        ("bola", {"buffer_s": "8"}, "str"),
+        ("bba", {"buffer_capacity_s": "20"}, "str"),
+        ("bola", {"segment_index": 0.5}, "float"),
+        ("bola", {"samples": [1]}, "a sample is a int"),
     ],
 )
 def test_explain_says_what_is_wrong_in_one_line(tmp_path, capsys, name, change, message):
@@ -213,12 +217,29 @@ def test_explain_says_what_is_wrong_in_one_line(tmp_path, capsys, name, change, 
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+@pytest.mark.parametrize("text", ["{", "{}"])
 def test_explain_refuses_files_that_are_not_observations(tmp_path, capsys, text):
     path = tmp_path / "bad.json"
     path.write_text(text)
     assert main(["explain", "bola", str(path)]) == 1
     assert capsys.readouterr().err.startswith(f"abr: {path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "the file is a list"),
+        ('{"ladder": [1], "observation": {}}', "ladder is a list"),
+        ('{"ladder": {}, "observation": []}', "missing 3 required"),
+    ],
+)
+def test_explain_names_the_part_that_is_no_object(tmp_path, capsys, text, message):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    assert main(["explain", "bola", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_explain_without_a_file(tmp_path, capsys):
