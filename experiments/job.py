@@ -1,6 +1,7 @@
 """The main job behind ``python -m experiments.run``: prepare, stream, log, tabulate, plot, render; one run folder."""
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from experiments.command_line import CONFIG_NAME, flags_first
 from experiments.errors import ExperimentError
 from experiments.paper import save_figure
 from experiments.plots import draw_figures
-from experiments.prepare import Package, check_same_time_line, input_hashes, obtain_package, obtain_video
+from experiments.prepare import Package, check_same_time_line, check_video, input_hashes, obtain_package, obtain_video
 from experiments.provenance import provenance
 from experiments.results import CodecResult, load_run, write_bytes, write_codec, write_json, write_summary, write_table
 from experiments.schema import CONF, RunConfig, register
@@ -41,6 +42,7 @@ def run_hydra(overrides: Sequence[str]) -> int:
     """Let Hydra run the job once, or once for each value of a sweep; return the exit code."""
     register()
     argv = sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are, not as Hydra's own report
     sys.argv = ["experiments.run", *flags_first(overrides)]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=CONFIG_NAME)(_task)()
@@ -69,11 +71,13 @@ def _task(config: DictConfig) -> None:
 
 def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] = ()) -> None:
     """Do one run into ``folder``. Every file appears whole, as soon as its content is known."""
-    _claim(folder, overwrite=config.overwrite)
-    write_bytes(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     trace = load_trace(config.trace)
     if config.abr.name not in known_names():
         raise ExperimentError(f"abr={config.abr.name}: expected one of {', '.join(known_names())}")
+    check_video(config.video)
+    # A mistake found above leaves the folder free for the same command put right.
+    _claim(folder, overwrite=config.overwrite)
+    write_bytes(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     cache = Path(config.cache_dir)
     video = obtain_video(config.video, cache)
     packages = [obtain_package(codec, video, config.build, cache, _package_bar) for codec in _ordered(config.codec)]

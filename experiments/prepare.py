@@ -53,17 +53,21 @@ class Package:
     """Hash of what made it; equal keys are equal packages."""
 
 
+def check_video(config: VideoConfig) -> None:
+    """Raise ExperimentError unless the video is the demo clip or a file that is there."""
+    if config.name != DEMO and not Path(config.name).expanduser().is_file():
+        raise ExperimentError(f"video={config.name}: no such file; give a path, or `demo` for the built-in clip")
+
+
 def obtain_video(config: VideoConfig, cache: Path) -> Path:
     """Return the video's path; the demo clip is filmed on first use.
 
     Raises:
         ExperimentError: no such file.
     """
+    check_video(config)
     if config.name != DEMO:
-        path = Path(config.name).expanduser()
-        if not path.is_file():
-            raise ExperimentError(f"video={config.name}: no such file; give a path, or `demo` for the built-in clip")
-        return path
+        return Path(config.name).expanduser()
     path = cache / demo_clip_name(seconds=config.seconds, size=config.size)
     if not path.exists():
         log.info("filming the demo clip (%g s), once", config.seconds)

@@ -25,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from experiments.job import run_hydra
 
-    return run_hydra(overrides)
+    try:
+        return run_hydra(overrides)
+    except OSError as error:  # a run folder that cannot be made; the job reports its own errors
+        print(f"experiments.run: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ class RunConfig:
             raise UsageError(f"codec={','.join(self.codec)}: expected one or both of {', '.join(CODECS)}")
         if len(set(self.codec)) < len(self.codec):
             raise UsageError(f"codec={','.join(self.codec)}: each codec can be given once")
+        if not self.cache_dir.strip():
+            raise UsageError("cache_dir: found an empty path, expected a folder")
         if not 0 < self.session_s <= 86_400:
             raise UsageError(f"session_s={self.session_s:g}: expected a length above zero and up to a day (86400)")
 

@@ -77,6 +77,8 @@ def test_the_issue_in_one_command() -> None:
         (["link.delay_ms=[1"], ["cannot be parsed"]),
         (["trace=lte", "rate=1M"], ["constant"]),
         (["session_s=0"], ["session_s"]),
+        (["trace=constant"], ["rate_bps", "constant"]),
+        (["cache_dir="], ["cache_dir", "folder"]),
         (["~link"], ["cannot be removed"]),
     ],
 )

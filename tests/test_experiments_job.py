@@ -127,10 +127,6 @@ def test_frames_carry_the_packagers_measurements(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (["trace.rate_bps=null"], "rate"),
-        (["trace=nonesuch", "rate=null"], "nonesuch"),
-        (["abr=nonesuch"], "bola"),
-        (["video=nonesuch.mp4"], "no such file"),
         (["build.generator=nonesuch"], "nonesuch"),
         (["quality.severe_metric=lpips_vgg"], "psnr_db"),
     ],
@@ -144,6 +140,33 @@ def test_a_run_that_fails_is_one_line(
     assert len(error) == 1
     assert expected in error[0]
     assert (folder / "config.yaml").is_file()  # what was written stays
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["trace=nonesuch", "rate=null"], "nonesuch"),
+        (["abr=nonesuch"], "bola"),
+        (["video=nonesuch.mp4"], "no such file"),
+    ],
+)
+def test_a_misspelt_name_does_not_take_the_folder(
+    changes: list[str], expected: str, arguments: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "run"
+    assert run.main([*arguments, *changes, "figures=false", f"hydra.run.dir='{folder}'"]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("experiments.run:")]
+    assert len(error) == 1
+    assert expected in error[0]
+    assert not (folder / "config.yaml").exists()  # so the same command put right is not refused
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(arguments: list[str], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    assert run.main([*arguments, f"hydra.run.dir='{tmp_path / 'file' / 'run'}'"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("experiments.run: ")
+    assert error.count("\n") == 1
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(finished: Path, arguments: list[str], capsys: Any) -> None:

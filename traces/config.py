@@ -43,6 +43,8 @@ class TraceConfig:
             raise TraceError(f"offset_s: found {self.offset_s}, expected a time >= 0")
         if self.rate_bps is not None and self.name != "constant":
             raise TraceError(f"rate_bps: found with trace {self.name!r}, expected with 'constant' only")
+        if self.rate_bps is None and self.name == "constant":
+            raise TraceError("rate_bps: found nothing, expected the rate of trace 'constant' in bit/s")
         if self.rates_bps and self.name not in ("step", "markov"):
             raise TraceError(f"rates_bps: found with trace {self.name!r}, expected with 'step' or 'markov' only")
 
@@ -68,7 +70,7 @@ def load_trace(config: TraceConfig | str, *, share: int = 1, offset_s: float = 0
 def _whole_trace(config: TraceConfig) -> Trace:
     """Return the trace itself, for all users and from its start."""
     if config.name == "constant":
-        if config.rate_bps is None:
+        if config.rate_bps is None:  # only after the name was changed in place
             raise TraceError("rate_bps: found nothing, expected the rate of trace 'constant' in bit/s")
         return synthetic.constant(config.rate_bps)
     if config.name == "step":
