@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         runs = [load_run(folder) for path in options.runs for folder in _run_folders(Path(path))]
+        if not runs:
+            raise ExperimentError(f"{' '.join(options.runs)}: no run folder")
         folder = options.output or (runs[0].path / "figures" if len(runs) == 1 else Path("figures"))
         paths = draw_figures(runs, folder, names=options.figure or FIGURE_NAMES)
     except (ExperimentError, OSError) as error:

@@ -165,6 +165,8 @@ def test_plot_command_reports_a_broken_run_in_one_line(tmp_path: Path, capsys: A
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "frames.parquet" in error
+    assert plot.main([str(tmp_path / "multirun.yaml")]) == 1  # what a sweep's shell pattern may leave alone
+    assert capsys.readouterr().err.endswith("no run folder\n")
 
 
 def test_other_versions_and_mixed_rules_are_refused(tmp_path: Path) -> None:
