@@ -42,7 +42,7 @@ def clip() -> np.ndarray:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generator of random weights with its encoder, 64x64 pixels, saved in diffusers layout."""
-    from experiments.train_generator import TrainConfig, make_models
+    from experiments.train_models import TrainConfig, make_models
     from player.autoencoder import LatentDecoder, LatentEncoder
 
     config = TrainConfig(size=64, rank=4, width=16, latent_channels=8, unet_widths=(32, 32))
