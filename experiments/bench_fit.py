@@ -9,86 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
-from fractions import Fraction
-from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-
-from packager.encoder import PromptEncoder, load_encoder
-from packager.errors import BuildError, PackagerError
-from packager.fit import FitConfig, fit_preset, fit_segment
-from packager.ladder import frames_to_tensor
-from packager.video import iter_segments, probe
-from player.bitstream import StreamInfo, write_segment
-from player.decoder import render_segment
-from player.errors import PlayerError
-from player.generator import Generator, load_generator
-from player.quality import Metric, load_metrics
-
-
-def parse_changes(text: str) -> dict[str, Any]:
-    """Return the changes to a FitConfig that `a=1,b=true` means; raise BuildError for unknown names or wrong types."""
-    known = {field.name: field for field in fields(FitConfig)}
-    kinds: dict[str, Callable[[str], Any]]
-    kinds = {"int": int, "float": float, "str": str, "bool": lambda word: {"true": True, "false": False}[word.lower()]}
-    changes = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name not in known:
-            raise BuildError(f"--set {part}: expected one of {', '.join(known)}")
-        try:
-            changes[name] = kinds[str(known[name].type)](value)
-        except (ValueError, KeyError) as error:
-            raise BuildError(f"--set {part}: expected a value of type {known[name].type}") from error
-    return changes
-
-
-def read_segment_frames(video: Path, index: int, segment_s: float, size: tuple[int, int]) -> np.ndarray:
-    """Return segment `index` (from 0) of a video, centre-cropped: uint8 [T, H, W, 3]."""
-    height, width = size
-    segments = iter_segments(video, width=width, height=height, fit="crop", segment_s=segment_s)
-    found = next(islice(segments, index, None), None)
-    if found is None:
-        raise BuildError(f"{video}: has no segment {index}")
-    return found
-
-
-def bench(
-    frames: np.ndarray,
-    fps: Fraction,
-    generator: Generator,
-    encoder: PromptEncoder | None,
-    metrics: Sequence[Metric],
-    *,
-    settings: Sequence[str],
-    ranks: Sequence[int],
-) -> Iterator[dict[str, Any]]:
-    """Yield one row per setting and rank."""
-    rows, columns = generator.settings.grid
-    height, width = generator.native_size
-    for text in settings:
-        began = time.perf_counter()
-        config = fit_preset("fast", **parse_changes(text))
-        whole = fit_segment(frames_to_tensor(frames), generator, encoder, config, ranks=ranks)
-        taken_s = time.perf_counter() - began
-        norm_rank = generator.norm_rank(max(ranks))
-        for rank in sorted(ranks):
-            sizes = (width, height, width, height)
-            info = StreamInfo(
-                generator.id, generator.tokens, generator.width, rank, norm_rank, *sizes, fps, rows, columns
-            )
-            segment = whole.truncate(rank)
-            size_bytes = len(write_segment(info, segment, sequence=1, start_frame=0))
-            shown = render_segment(segment, norm_rank, generator)
-            quality = {metric.name: float(metric(frames, shown).mean()) for metric in metrics}
-            bitrate = size_bytes * 8 * float(fps) / len(frames)
-            yield {"set": text, "rank": rank, "bitrate_bps": bitrate, "fit_s": taken_s, **quality}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -108,6 +29,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = build_parser().parse_args(argv)
+    # torch is imported late, so that --help answers at once
+    import torch
+
+    from experiments.fit_study import bench, read_segment_frames
+    from packager.encoder import load_encoder
+    from packager.errors import PackagerError
+    from packager.video import probe
+    from player.errors import PlayerError
+    from player.generator import load_generator
+    from player.quality import load_metrics
+
     try:
         ranks = [int(rank) for rank in arguments.ranks.split(",")]
         generator = load_generator(arguments.generator, device=arguments.device)

@@ -9,343 +9,29 @@ checkpoint, logs its curves to `log.csv`, and writes sample grids and a model ca
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import math
-import platform
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from experiments.train_data import PictureSet, TrainingDataError, load_pictures
-from experiments.train_models import Models, TrainConfig, make_models
-from packager.losses import frame_loss, rate_estimate
-from player.autoencoder import count_parameters
-from player.errors import PlayerError
-
 log = logging.getLogger(__name__)
-
-STAGES = ("autoencoder", "latent", "joint")
-_LATENT_NOISE = 0.15  # half-width of the uniform noise on unit-variance latents in stage 1: room for quantization
-
-
-@dataclass
-class Trainer:
-    """Runs the three stages over one set of networks, with checkpoints."""
-
-    config: TrainConfig
-    models: Models
-    training: PictureSet
-    held: PictureSet
-    out: Path
-    device: torch.device
-    rng: np.random.Generator = field(init=False)
-    stage: int = 0
-    step: int = 0
-    seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng(self.config.seed)
-        self.models.to(self.device)
-        self.bank = Tensor()
-
-    # -- losses of the three stages -------------------------------------------------------------------------------
-
-    def _noise(self, values: Tensor, half_width: float) -> Tensor:
-        return values + (torch.rand_like(values) * 2 - 1) * half_width
-
-    def autoencoder_loss(self) -> tuple[Tensor, dict[str, float]]:
-        """Stage 1: frames through latents and back."""
-        config = self.config
-        frames = self.training.crops(config.batch[0], config.crop, self.rng).to(self.device)
-        latents = self._noise(self.models.encoder.latents(frames), _LATENT_NOISE)
-        loss = frame_loss(self.models.generator.decoder(latents).float(), frames).mean()
-        return loss, {"pixel": loss.item()}
-
-    def _prefix_rank(self) -> int:
-        return int(self.rng.integers(1, self.config.rank))
-
-    def _embeddings(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (full, prefix) embeddings stacked on the batch axis, U and V."""
-        config, generator = self.config, self.models.generator
-        u, v = self.models.encoder.head(latents)
-        noisy = self._noise(u, config.u_step / 2)
-        rank = self._prefix_rank()
-        full = generator.space.compose(noisy, v, config.rank)
-        prefix = generator.space.compose(noisy[..., :rank], v[:, :rank], config.rank)
-        return torch.cat([full, prefix]), u, v
-
-    def latent_loss(self) -> tuple[Tensor, dict[str, float]]:
-        """Stage 2: latents through prompts and the UNet, in latent space."""
-        if not len(self.bank):
-            self.bank = self._fill_bank()
-        index = torch.from_numpy(self.rng.integers(len(self.bank), size=self.config.batch[1]))
-        latents = self.bank[index].to(self.device, torch.float32)
-        embeddings, u, v = self._embeddings(latents)
-        denoised = self.models.generator.denoise(embeddings).float()
-        error = (denoised - torch.cat([latents, latents])).square().mean(dim=(1, 2, 3))
-        full, prefix = error.chunk(2)
-        rate = rate_estimate(u, self.models.generator.settings.grid, self.config.u_step)
-        loss = full.mean() + 0.5 * prefix.mean() + self.config.rate_weight[1] * rate + 1e-3 * v.square().mean()
-        return loss, {"latent_full": full.mean().item(), "latent_prefix": prefix.mean().item(), "bits": rate.item()}
-
-    def joint_loss(self) -> tuple[Tensor, dict[str, float]]:
-        """Stage 3: frames through prompts and the whole generator."""
-        config = self.config
-        frames = self.training.crops(config.batch[2], config.size, self.rng).to(self.device)
-        embeddings, u, v = self._embeddings(self.models.encoder.latents(frames))
-        output = self.models.generator.generate(embeddings).float()
-        full, prefix = frame_loss(output, torch.cat([frames, frames])).chunk(2)
-        rate = rate_estimate(u, self.models.generator.settings.grid, config.u_step)
-        loss = full.mean() + 0.5 * prefix.mean() + config.rate_weight[2] * rate + 1e-4 * v.square().mean()
-        return loss, {"pixel_full": full.mean().item(), "pixel_prefix": prefix.mean().item(), "bits": rate.item()}
-
-    @torch.no_grad()
-    def _fill_bank(self) -> Tensor:
-        """Return the latents [n, C, h, w] of two random frames of every training picture."""
-        self.models.encoder.latents.eval()
-        count = 2 * len(self.training.pictures)
-        batches = []
-        for _ in tqdm(range(math.ceil(count / 32)), desc="latents", disable=None):
-            frames = self.training.crops(32, self.config.size, self.rng).to(self.device)
-            batches.append(self.models.encoder.latents(frames).float().cpu())
-        self.models.encoder.latents.train()
-        return torch.cat(batches)
-
-    # -- the loop -------------------------------------------------------------------------------------------------
-
-    def _trained_parts(self) -> list[nn.Module]:
-        encoder, generator = self.models.encoder, self.models.generator
-        return [[encoder.latents, generator.decoder], [encoder.head, generator], [encoder, generator]][self.stage]
-
-    def _parameters(self) -> list[nn.Parameter]:
-        parameters = {id(p): p for part in self._trained_parts() for p in part.parameters()}
-        if self.stage == 1:
-            for p in self.models.generator.decoder.parameters():
-                parameters.pop(id(p))
-        return list(parameters.values())
-
-    def run(self, *, seconds: float = math.inf) -> bool:
-        """Train from where the state stands, for at most `seconds`; return whether the last stage is through."""
-        deadline = time.monotonic() + seconds
-        losses: list[Callable[[], tuple[Tensor, dict[str, float]]]]
-        losses = [self.autoencoder_loss, self.latent_loss, self.joint_loss]
-        while self.stage < len(STAGES):
-            if not self._run_stage(losses[self.stage], deadline):
-                return False
-            self.stage, self.step = self.stage + 1, 0
-            self.save_checkpoint(None)
-        return True
-
-    def _run_stage(self, loss_of: Callable[[], tuple[Tensor, dict[str, float]]], deadline: float) -> bool:
-        """Run the current stage; return False if the deadline (on the monotonic clock) cut it short."""
-        config, total = self.config, self.config.steps[self.stage]
-        for part in self.models.parts().values():
-            part.train().requires_grad_(True)
-        if self.stage:  # the latents' scale is fixed once the decoder has learnt it
-            self.models.encoder.latents.norm.eval()
-        parameters = self._parameters()
-        optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate[self.stage], betas=(0.9, 0.98), weight_decay=1e-4, fused=True
-        )
-        if self.step and self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
-            for group in optimizer.param_groups:  # the stored groups carry the flag of the run that wrote them
-                group["fused"], group["foreach"] = True, False
-        bar = tqdm(total=total, initial=self.step, desc=STAGES[self.stage], disable=None)
-        began = time.monotonic()
-        while self.step < total:
-            rate = min(1.0, (self.step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * self.step / total))
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate[self.stage] * rate
-            with torch.autocast(self.device.type, torch.bfloat16):
-                loss, terms = loss_of()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            self.step += 1
-            bar.update()
-            if self.step % 50 == 0:
-                self._log({"stage": self.stage, "step": self.step, "loss": loss.item(), **terms})
-                bar.set_postfix({k: f"{v:.3f}" for k, v in terms.items()})
-            late = time.monotonic() > deadline
-            if late or self.step % config.save_every == 0 or self.step == total:
-                self.seconds += time.monotonic() - began
-                began = time.monotonic()
-                self.save_checkpoint(optimizer)
-            if late and self.step < total:
-                bar.close()
-                return False
-        bar.close()
-        self.save_samples(self.out / f"samples_{STAGES[self.stage]}.png")
-        return True
-
-    def _log(self, row: dict[str, float]) -> None:
-        path = self.out / "log.csv"
-        columns = [
-            "stage",
-            "step",
-            "loss",
-            "pixel",
-            "latent_full",
-            "latent_prefix",
-            "pixel_full",
-            "pixel_prefix",
-            "bits",
-        ]
-        fresh = not path.exists()
-        with path.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, columns)
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
-
-    # -- state ----------------------------------------------------------------------------------------------------
-
-    _optimizer_state: dict | None = None
-
-    def save_checkpoint(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write the whole state, atomically."""
-        state = {
-            "config": asdict(self.config),
-            "stage": self.stage,
-            "step": self.step,
-            "seconds": self.seconds,
-            "models": {name: part.state_dict() for name, part in self.models.parts().items()},
-            "optimizer": optimizer.state_dict() if optimizer is not None else None,
-            "rng": repr(self.rng.bit_generator.state),
-        }
-        partial = self.out / "checkpoint.pt.part"
-        torch.save(state, partial)
-        partial.replace(self.out / "checkpoint.pt")
-
-    def resume(self) -> bool:
-        """Take up the last checkpoint of the output folder, if there is one; return whether there was."""
-        import ast
-
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        for name in ("size", "rank", "width", "latent_channels"):
-            if state["config"][name] != getattr(self.config, name):
-                found = f"{name} {state['config'][name]}, expected {getattr(self.config, name)}"
-                raise TrainingDataError(f"{path}: made with {found}")
-        for name, part in self.models.parts().items():
-            part.load_state_dict(state["models"][name])
-        self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
-        self._optimizer_state = state["optimizer"]
-        self.rng.bit_generator.state = ast.literal_eval(state["rng"])
-        return True
-
-    # -- looking at it --------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def reconstruct(self, frames: Tensor, rank: int | None) -> Tensor:
-        """Return frames [N, 3, H, W] by the amortised encoder at a rank, or by the autoencoder alone (rank None)."""
-        generator, step = self.models.generator, self.config.u_step
-        latents = self.models.encoder.latents(frames)
-        if rank is None:
-            return generator.decoder(latents).float()
-        u, v = self.models.encoder.head(latents)
-        u = torch.round(u / step) * step
-        return generator.generate(generator.space.compose(u[..., :rank], v[:, :rank], self.config.rank)).float()
-
-    def _evaluating(self) -> None:
-        for part in self.models.parts().values():
-            part.eval()
-
-    def save_samples(self, path: Path) -> None:
-        """Write a grid: held-out pictures; autoencoder; ranks 2, 4, 8 and the full rank."""
-        self._evaluating()
-        frames = self.held.centres(self.config.size, 8).to(self.device)
-        ranks: list[int | None] = [None, 2, 4, 8, self.config.rank] if self.stage else [None]
-        rows = [frames, *(self.reconstruct(frames, rank) for rank in ranks)]
-        grid = torch.stack(rows).clamp(-1, 1).add(1).mul(127.5).round().byte()  # [rows, N, 3, H, W]
-        image = grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [rows * H, N * W, 3]
-        Image.fromarray(image.cpu().numpy()).save(path)
-
-    def held_out_psnr(self) -> dict[str, float]:
-        """Return the mean PSNR in dB over the held-out pictures, by the amortised encoder alone, per rank."""
-        self._evaluating()
-        frames = self.held.centres(self.config.size)
-        out = {}
-        for rank in [None, 1, 2, 4, 8, self.config.rank]:
-            errors = []
-            for batch in frames.split(16):
-                output = self.reconstruct(batch.to(self.device), rank).clamp(-1, 1).cpu()
-                errors.append(((output - batch) / 2).square().mean(dim=(1, 2, 3)))
-            out["autoencoder" if rank is None else f"rank {rank}"] = (
-                (-10 * torch.log10(torch.cat(errors))).mean().item()
-            )
-        return out
-
-    def export(self, folder: Path) -> None:
-        """Write the generator and its encoder in diffusers layout, in half precision, with a model card."""
-        self._evaluating()
-        self.models.encoder.latents.fold_normalisation()
-        self.models.generator.save(folder)
-        self.models.encoder.save(folder / "encoder")
-        (folder / "MODEL_CARD.md").write_text(self._model_card())
-
-    def _model_card(self) -> str:
-        config, generator, encoder = self.config, self.models.generator, self.models.encoder
-        sources = sorted({p.source for p in self.training.pictures})
-
-        def millions(part: nn.Module) -> str:
-            return f"{count_parameters(part) / 1e6:.2f}"
-
-        psnr = "\n".join(f"| {name} | {value:.2f} |" for name, value in self.held_out_psnr().items())
-        hardware = (
-            torch.cuda.get_device_name() if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        )
-        return f"""# Embedded generator
-
-One-step latent generator for prompts, {config.size}x{config.size}, {generator.tokens} tokens of width {config.width},
-ranks 1 to {config.rank}. Written by `python -m experiments.train_generator`.
-
-- Data: {len(self.training.pictures)} pictures of {len(sources)} sources, no video;
-  {len(self.held.pictures)} pictures more were held out.
-- Steps (autoencoder, latent, joint): {config.steps}; frames a step: {config.batch}; seed {config.seed}.
-- Hardware: {hardware} ({platform.machine()}), torch {torch.__version__}; {self.seconds / 60:.0f} minutes of training.
-- Losses: mean absolute error and SSIM on three scales; latent squared error; an estimate of the prompts' bits. No
-  perceptual network, so that LPIPS and SSIMULACRA2 stay honest measurements.
-- Parameters (million): UNet {millions(generator.unet)}, decoder {millions(generator.decoder)}, encoder, which only the
-  packager needs, {millions(encoder)}.
-
-Held-out pictures, centre crops, prompts straight from the encoder (no fitting), U quantized with step {config.u_step}:
-
-| prompt | PSNR (dB) |
-|---|---|
-{psnr}
-"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    defaults = TrainConfig()
     parser = argparse.ArgumentParser(prog="python -m experiments.train_generator", description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures, loose or in tar files")
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/generator"), help="checkpoint, curves, samples, export"
     )
-    parser.add_argument("--steps", default=",".join(map(str, defaults.steps)), help="steps of the three stages")
-    parser.add_argument("--size", type=int, default=defaults.size, help="side of a frame in pixels, a multiple of 32")
-    parser.add_argument("--rank", type=int, default=defaults.rank, help="largest rank")
+    parser.add_argument("--steps", help="steps of the three stages, comma-separated")
+    parser.add_argument("--size", type=int, help="side of a frame in pixels, a multiple of 32")
+    parser.add_argument("--rank", type=int, help="largest rank")
     parser.add_argument("--limit", type=int, help="read at most this many pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--minutes", type=float, help="stop after this many minutes, to be resumed by the same command")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--seed", type=int)
     return parser
 
 
@@ -353,15 +39,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    # torch is imported late, so that --help answers at once
+    import torch
+
+    from experiments.train_data import TrainingDataError, load_pictures
+    from experiments.train_models import TrainConfig, make_models
+    from experiments.trainer import Trainer
+    from player.errors import PlayerError
     from player.generator import resolve_device
 
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     try:
-        steps = tuple(int(s) for s in arguments.steps.split(","))
-        if len(steps) != 3:
-            raise ValueError(f"--steps {arguments.steps}: expected three numbers")
-        config = TrainConfig(steps=steps, size=arguments.size, rank=arguments.rank, seed=arguments.seed)
+        given = {name: getattr(arguments, name) for name in ("size", "rank", "seed")}
+        config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
+        if arguments.steps:
+            steps = tuple(int(count) for count in arguments.steps.split(","))
+            if len(steps) != 3:
+                raise ValueError(f"--steps {arguments.steps}: expected three numbers")
+            config.steps = steps
         config.crop = min(config.crop, config.size)
         device = resolve_device(arguments.device)
         training, held = load_pictures(arguments.images, limit=arguments.limit)

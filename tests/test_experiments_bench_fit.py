@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from experiments import bench_fit
+from experiments import bench_fit, fit_study
 from packager.errors import BuildError
 from packager.video import write_h264
 
@@ -36,7 +36,7 @@ def test_prints_a_row_for_every_setting_and_rank(video, tiny_folder, tmp_path, c
 @pytest.mark.parametrize(("text", "message"), [("speed=1", "expected one of"), ("iterations=x", "type int")])
 def test_bad_changes_are_refused(text, message):
     with pytest.raises(BuildError, match=message):
-        bench_fit.parse_changes(text)
+        fit_study.parse_changes(text)
 
 
 def test_a_missing_segment_is_one_line(video, tiny_folder, capsys):
