@@ -24,7 +24,7 @@ from experiments.prepare import Package, check_same_time_line, check_video, inpu
 from experiments.provenance import provenance
 from experiments.results import CodecResult, load_run, write_bytes, write_codec, write_json, write_summary, write_table
 from experiments.schema import CONF, RunConfig, register
-from experiments.stream import Programme, build_programme, stream
+from experiments.stream import Programme, build_programme, check_severe_metric, stream
 from experiments.tables import summary_table
 from packager.errors import PackagerError
 from packager.settings import CODECS
@@ -75,6 +75,7 @@ def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] 
     if config.abr.name not in known_names():
         raise ExperimentError(f"abr={config.abr.name}: expected one of {', '.join(known_names())}")
     check_video(config.video)
+    check_severe_metric(config.quality)
     # A mistake found above leaves the folder free for the same command put right.
     _claim(folder, overwrite=config.overwrite)
     write_bytes(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())

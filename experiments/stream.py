@@ -18,7 +18,7 @@ from experiments.simulate import simulate
 from player.decoder import PROMPT
 from player.log import SessionLog
 from player.presentation import Presentation
-from player.quality import SEVERE_DISTORTION, severely_distorted_share
+from player.quality import METRIC_NAMES, SEVERE_DISTORTION, severely_distorted_share
 from player.session import Session
 from traces import Trace
 
@@ -122,6 +122,13 @@ def summarise(log: SessionLog, frames: pd.DataFrame, programme: Programme, quali
         "ladder_names": list(programme.ladder.names),
     }
     return {key: _finite(value) if isinstance(value, float) else value for key, value in numbers.items()}
+
+
+def check_severe_metric(quality: QualityConfig) -> None:
+    """Raise ExperimentError for a metric that nobody measures, before anything is packaged."""
+    known = ("auto", *METRIC_NAMES)
+    if quality.severe_metric not in known:
+        raise ExperimentError(f"quality.severe_metric={quality.severe_metric}: expected one of {', '.join(known)}")
 
 
 def severity(metrics: Sequence[str], quality: QualityConfig) -> tuple[str | None, float]:

@@ -147,6 +147,7 @@ def test_a_run_that_fails_is_one_line(
     [
         (["trace=nonesuch", "rate=null"], "nonesuch"),
         (["abr=nonesuch"], "bola"),
+        (["quality.severe_metric=nonesuch"], "lpips_squeeze"),
         (["video=nonesuch.mp4"], "no such file"),
     ],
 )
