@@ -19,7 +19,7 @@ from experiments.errors import ExperimentError
 from experiments.provenance import file_sha256, folder_sha256, library_versions
 from experiments.schema import RunConfig, VideoConfig
 from packager.demo import demo_clip_name, make_demo_clip
-from packager.package import BUILDERS, BuildProgress, folder_name
+from packager.package import BUILDERS, BuildProgress, folder_stem
 from packager.settings import BuildConfig
 from player.generator import find_folder, resolve_device
 from player.manifest import Manifest
@@ -83,7 +83,7 @@ def obtain_package(codec: str, video: Path, config: BuildConfig, cache: Path, pr
     """
     key = package_key(codec, video, config)
     reused = True
-    folder = cache / f"{folder_name(video, codec, config).rsplit('-', 1)[0]}-{key[:12]}"
+    folder = cache / f"{folder_stem(video, codec)}-{key[:12]}"
     if not (folder / MANIFEST_NAME).exists():
         reused = False
         log.info("packaging %s as %s into %s", video.name, codec, folder)

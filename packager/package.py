@@ -134,11 +134,16 @@ def build_h265(
 BUILDERS = {"prompt": build_prompts, "h265": build_h265}
 
 
+def folder_stem(video: str | Path, codec: str) -> str:
+    """Return what a build's folder is called for people: the video's name in plain characters, and the codec."""
+    stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in Path(video).stem)[:40]
+    return f"{stem}-{codec}"
+
+
 def folder_name(video: str | Path, codec: str, config: BuildConfig) -> str:
     """Return a folder name that differs whenever video content, codec or settings do; for caches of builds."""
     content = json.dumps([_file_digest(Path(video)), codec, asdict(config), _package_version()], sort_keys=True)
-    stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in Path(video).stem)[:40]
-    return f"{stem}-{codec}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return f"{folder_stem(video, codec)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def open_source(video: str | Path, config: BuildConfig, *, native_size: tuple[int, int]) -> Source:
