@@ -15,10 +15,9 @@ import numpy as np
 from packager.encoder import PromptEncoder
 from packager.errors import BuildError
 from packager.fit import FitConfig, fit_preset, fit_segment
-from packager.ladder import frames_to_tensor
 from packager.video import iter_segments
 from player.bitstream import StreamInfo, write_segment
-from player.decoder import render_segment
+from player.decoder import from_pixels, render_segment
 from player.generator import Generator
 from player.quality import Metric
 
@@ -66,7 +65,7 @@ def bench(
     for text in settings:
         began = time.perf_counter()
         config = fit_preset("fast", **parse_changes(text))
-        whole = fit_segment(frames_to_tensor(frames), generator, encoder, config, ranks=ranks)
+        whole = fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks)
         taken_s = time.perf_counter() - began
         norm_rank = generator.norm_rank(max(ranks))
         for rank in sorted(ranks):

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
+
+from player.decoder import from_pixels
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class PictureSet:
             top, left = (rng.integers(side - size + 1) for side in pixels.shape[:2])
             crop = pixels[top : top + size, left : left + size]
             slot[:] = crop[:, ::-1] if rng.random() < 0.5 else crop
-        return frames_to_tensor(out)
+        return from_pixels(out)
 
     def centres(self, size: int, limit: int | None = None) -> Tensor:
         """Return the centre crops float32 [n, 3, size, size] of the full-size pictures, for measuring."""
@@ -90,13 +91,7 @@ class PictureSet:
             height, width = picture.pixels[0].shape[:2]
             top, left = (height - size) // 2, (width - size) // 2
             out.append(picture.pixels[0][top : top + size, left : left + size])
-        return frames_to_tensor(np.stack(out))
-
-
-def frames_to_tensor(frames: np.ndarray) -> Tensor:
-    """Turn uint8 [N, H, W, 3] into float32 [N, 3, H, W] in [-1, 1], channels last in memory."""
-    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-    return (tensor / 127.5 - 1).to(memory_format=torch.channels_last)
+        return from_pixels(np.stack(out))
 
 
 def _weighted(pictures: list[Picture]) -> PictureSet:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from packager.baselines import EncodeProgress, VideoStream, codecs_parameter, encode_h265
 from packager.encoder import PromptEncoder
@@ -19,7 +18,7 @@ from packager.errors import BuildError
 from packager.fit import FitConfig, fit_segment
 from packager.folder import BuildFolder
 from player.bitstream import StreamInfo, write_init, write_segment
-from player.decoder import Decoder, create_decoder
+from player.decoder import Decoder, create_decoder, from_pixels
 from player.generator import Generator
 from player.manifest import START_NUMBER
 
@@ -118,7 +117,7 @@ class PromptLadder:
         self._segment_frames = stream.segment_frames
 
     def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
-        target = frames_to_tensor(_grow(frames, self.generator.native_size))
+        target = from_pixels(_grow(frames, self.generator.native_size))
         segment = fit_segment(
             target,
             self.generator,
@@ -192,11 +191,6 @@ def _grow(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         before = (want - have) // 2
         margins.append((before, want - have - before))
     return frames if frames.shape[1:3] == size else np.pad(frames, [*margins, (0, 0)], mode="edge")
-
-
-def frames_to_tensor(frames: np.ndarray) -> torch.Tensor:
-    """uint8 [T, H, W, 3] -> float32 [T, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def expected_segments(stream: SourceStream) -> int | None:

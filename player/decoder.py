@@ -48,6 +48,11 @@ def to_pixels(frames: Tensor) -> Tensor:
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def from_pixels(frames: np.ndarray) -> Tensor:
+    """Return float32 [T, 3, H, W] in [-1, 1] of uint8 [T, H, W, 3], channels last in memory; undoes to_pixels."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 @torch.no_grad()
 def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np.ndarray:
     """Return the frames uint8 [T, H, W, 3] of a prompt segment at the generator's size.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from player.bitstream import KeyPrompt, Segment, StreamInfo, write_init, write_segment
-from player.decoder import PromptDecoder, VideoDecoder, create_decoder, render_segment, to_pixels
+from player.decoder import PromptDecoder, VideoDecoder, create_decoder, from_pixels, render_segment, to_pixels
 from player.errors import BitstreamError, DecodeError, GeneratorMismatchError
 from player.renderer import Renderer
 
@@ -105,6 +105,13 @@ def test_garbage_video_is_a_decode_error():
 def test_pixels_are_clipped_and_rounded():
     values = torch.tensor([-3.0, -1.0, 0.0, 0.999, 1.0, 7.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
     assert to_pixels(values)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 255]
+
+
+def test_from_pixels_undoes_to_pixels(clip):
+    frames = from_pixels(clip)
+    assert frames.is_contiguous(memory_format=torch.channels_last)
+    assert frames.abs().max() <= 1
+    np.testing.assert_array_equal(to_pixels(frames).numpy(), clip)
 
 
 def test_renderer_counts_frames_and_seconds():
