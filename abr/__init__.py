@@ -1,6 +1,6 @@
 """Bitrate controllers and throughput estimators: pure functions of what the player sees."""
 
-from abr.base import Abr, Decision, Ladder, Observation, ThroughputSample
+from abr.base import Abandoning, Abr, Decision, Ladder, Observation, Progress, ThroughputSample
 from abr.config import AbrConfig
 from abr.errors import AbrError, LadderError, ObservationError, OptionError, PluginError, UnknownControllerError
 from abr.path import PathModel
@@ -8,6 +8,7 @@ from abr.registry import create_abr, known_names, known_options
 from abr.throughput import NaiveEstimator, RateEstimate, SlowStartEstimator, create_estimator
 
 __all__ = [
+    "Abandoning",
     "Abr",
     "AbrConfig",
     "AbrError",
@@ -20,6 +21,7 @@ __all__ = [
     "OptionError",
     "PathModel",
     "PluginError",
+    "Progress",
     "RateEstimate",
     "SlowStartEstimator",
     "ThroughputSample",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,8 @@ class ThroughputSample:
     """When the first bytes of the answer arrived."""
     finish_s: float
     """When the last byte arrived."""
+    complete: bool = True
+    """False for a transfer that was cut short; `size_bytes` is then what had arrived."""
 
     def __post_init__(self) -> None:
         times = (self.request_s, self.first_byte_s, self.finish_s)
@@ -134,11 +136,38 @@ class Decision:
     """One line for the log: which rule decided and on what numbers."""
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far the request in flight has come."""
+
+    observation: Observation
+    """What the player sees now; `segment_index` is the segment being fetched."""
+    representation: int
+    """The representation being fetched."""
+    size_bytes: int
+    """All of the answer."""
+    received_bytes: int
+    """What of it has arrived, < size_bytes."""
+    request_s: float
+    """When the request was sent."""
+    first_byte_s: float | None
+    """When the first bytes of the answer arrived; None: not yet."""
+
+
 class Abr(Protocol):
     """A controller. One instance serves one session; it may keep state, and it never reads a clock."""
 
     def choose(self, observation: Observation) -> Decision:
         """Choose the representation of `observation.segment_index`."""
+        ...
+
+
+@runtime_checkable
+class Abandoning(Abr, Protocol):
+    """A controller that may give up a request in flight for a smaller one."""
+
+    def abandon(self, progress: Progress) -> int | None:
+        """Return the lower representation to fetch the segment in instead, or None to go on."""
         ...
 
 

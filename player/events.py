@@ -104,6 +104,21 @@ class RequestFailed(Event):
 
 
 @dataclass(frozen=True)
+class RequestAbandoned(Event):
+    """The controller gave up a request in flight."""
+
+    representation: int
+    """What was being fetched."""
+    received_bytes: int
+    """What had arrived, and is thrown away."""
+
+    @property
+    def value(self) -> float:
+        """The bytes that had arrived."""
+        return float(self.received_bytes)
+
+
+@dataclass(frozen=True)
 class SegmentSkipped(Event):
     """Every attempt failed: playback will jump over the segment."""
 
@@ -122,6 +137,7 @@ _NAMES: dict[type[Event], str] = {
     RepresentationSwitched: "switch",
     RebufferingStarted: "rebuffering_start",
     RebufferingEnded: "rebuffering_end",
+    RequestAbandoned: "abandon",
     SegmentSkipped: "skip",
     PlaybackEnded: "end",
 }

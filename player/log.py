@@ -51,8 +51,10 @@ class SegmentRow:
     init_bytes: int = 0
     """Init segment fetched with it, at a representation's first use."""
     wasted_bytes: int = 0
-    """Bytes of failed attempts."""
+    """Bytes of failed and abandoned attempts."""
     retries: int = 0
+    abandonments: int = 0
+    """Requests that the controller gave up."""
     downloaded: bool = False
     skipped: bool = False
 
@@ -123,7 +125,7 @@ def build_log(rows: Sequence[SegmentRow], playback: Playback, ladder: Ladder) ->
     Summary: startup_delay_s + played_s + rebuffered_s = elapsed_s; rebuffering_ratio = rebuffered / (played +
     rebuffered); rebuffering_count; switches between segments played one after the other; mean_bitrate_bps = bytes of
     downloaded segments and their init segments * 8 / their playing time; downloaded_bytes, wasted_bytes; segments
-    downloaded; skipped_segments and skipped_s; timeouts, errors, retries; ended (1 or 0).
+    downloaded; skipped_segments and skipped_s; timeouts, errors, retries, abandonments; ended (1 or 0).
     """
     events = playback.events
     ended = playback.state is PlaybackState.ENDED
@@ -162,6 +164,7 @@ def _summary(rows: Sequence[SegmentRow], playback: Playback, events: Sequence[Ev
         "timeouts": sum(event.name == "timeout" for event in failures),
         "errors": sum(event.name == "error" for event in failures),
         "retries": sum(row.retries for row in rows),
+        "abandonments": sum(row.abandonments for row in rows),
         "ended": int(playback.state is PlaybackState.ENDED),
     }
 

@@ -3,6 +3,7 @@
 No I/O and no clock, so a virtual-time simulator and a real client drive the same object:
 
     action = session.next_action(now_s)      Request: fetch it;  Wait: come back then or at the next event;  Finished
+    session.on_progress(now_s, bytes, ...)   so much has arrived; True: cancel the transfer and ask for the next action
     session.on_complete(now_s, transfer)     the request's last byte arrived
     session.on_error(now_s, reason, ...)     it failed or timed out
     session.on_rendered(now_s, segment)      the downloaded segment became frames; only then can it be shown
@@ -22,10 +23,20 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from abr import Abr, AbrError, Decision, Ladder, Observation, SlowStartEstimator, ThroughputSample
+from abr import (
+    Abandoning,
+    Abr,
+    AbrError,
+    Decision,
+    Ladder,
+    Observation,
+    Progress,
+    SlowStartEstimator,
+    ThroughputSample,
+)
 from player.config import PlayerConfig
 from player.errors import SessionError
-from player.events import Event, RequestFailed, SegmentPlayed, SegmentSkipped
+from player.events import Event, RequestAbandoned, RequestFailed, SegmentPlayed, SegmentSkipped
 from player.log import SegmentRow, SessionLog, build_log
 from player.playback import CLOCK_TOLERANCE_S, MEDIA_TOLERANCE_S, Playback, PlaybackState
 
@@ -139,6 +150,11 @@ class Session:
         """Media rendered and not yet played."""
         return self._playback.playable_s if self._playback else 0.0
 
+    @property
+    def wants_progress(self) -> bool:
+        """Whether reports of progress can change anything; a simulator need not step without it."""
+        return isinstance(self._abr, Abandoning)
+
     def events(self) -> list[Event]:
         """Return everything that happened so far, in order of time."""
         return list(self._playback.events) if self._playback else []
@@ -172,6 +188,41 @@ class Session:
         if now_s < self._pending.not_before_s:
             return Wait(self._pending.not_before_s)
         return self._send(now_s, self._pending)
+
+    def on_progress(self, now_s: float, received_bytes: int, *, first_byte_s: float | None = None) -> bool:
+        """Take in how much of the answer has arrived; return whether the request is given up.
+
+        If so, the driver cancels the transfer and calls next_action, which asks for the segment in the representation
+        that the controller named. What had arrived is thrown away, but counted, and a measurement of the link if
+        `first_byte_s`, the arrival of its first byte, is known.
+        """
+        in_flight = self._expect_in_flight("on_progress")
+        request, pending = in_flight.request, self._expect_pending()
+        if not 0 <= received_bytes <= request.size_bytes:
+            raise SessionError(f"{received_bytes} bytes received of {request.size_bytes}")
+        self._advance(now_s)
+        if not isinstance(self._abr, Abandoning) or received_bytes == request.size_bytes:
+            return False
+        progress = Progress(
+            observation=self._observe(request.segment),
+            representation=request.representation,
+            size_bytes=request.size_bytes,
+            received_bytes=received_bytes,
+            request_s=in_flight.sent_s,
+            first_byte_s=first_byte_s,
+        )
+        target = self._abr.abandon(progress)
+        if target is None:
+            return False
+        if target not in range(request.representation):
+            name = type(self._abr).__name__
+            raise AbrError(f"controller {name} abandons representation {request.representation} for {target!r}")
+        self._throw_away(received_bytes, first_byte_s)
+        self._rows[request.segment].abandonments += 1
+        event = RequestAbandoned(self._clock.now_s, request.segment, request.representation, received_bytes)
+        self._clock.events.append(event)
+        pending.representation = int(target)
+        return True
 
     def on_complete(self, now_s: float, transfer: TransferLike) -> None:
         """Take in the answer to the request in flight, whole."""
@@ -209,17 +260,12 @@ class Session:
                 `first_byte_s`, the arrival of its first byte, is known.
         """
         in_flight = self._expect_in_flight("on_error")
-        request, pending = in_flight.request, self._pending
-        if pending is None:
-            raise SessionError("a request without a decision")
+        request, pending = in_flight.request, self._expect_pending()
         if not 0 <= received_bytes <= request.size_bytes:
             raise SessionError(f"{received_bytes} bytes received of {request.size_bytes}")
         self._advance(now_s)
-        self._in_flight = None
+        self._throw_away(received_bytes, first_byte_s)
         row = self._rows[request.segment]
-        row.wasted_bytes += received_bytes
-        if first_byte_s is not None and received_bytes > 0:
-            self._samples.append(ThroughputSample(received_bytes, in_flight.sent_s, first_byte_s, self._clock.now_s))
         self._clock.events.append(RequestFailed(self._clock.now_s, request.segment, reason, received_bytes))
         pending.failures += 1
         pause_s = min(self.config.backoff_s * 2.0 ** min(pending.failures - 1, 60), MAX_BACKOFF_S)
@@ -276,6 +322,22 @@ class Session:
             raise SessionError(f"{caller} without a request in flight")
         return self._in_flight
 
+    def _expect_pending(self) -> _Pending:
+        if self._pending is None:
+            raise SessionError("a request without a decision")
+        return self._pending
+
+    def _throw_away(self, received_bytes: int, first_byte_s: float | None) -> None:
+        """End the request in flight without a segment; count and measure what had arrived."""
+        in_flight, self._in_flight = self._expect_in_flight("the end of a request"), None
+        self._rows[in_flight.request.segment].wasted_bytes += received_bytes
+        if first_byte_s is not None and received_bytes > 0:
+            times_s = (in_flight.sent_s, first_byte_s, self._clock.now_s)
+            try:
+                self._samples.append(ThroughputSample(received_bytes, *times_s, complete=False))
+            except AbrError as error:
+                raise SessionError(f"impossible transfer: {error}") from error
+
     def _excess_s(self) -> float:
         """Return how much media must play before the next segment fits; not positive if it fits."""
         return self.buffer_s + float(self.ladder.segment_duration_s[self._segment]) - self.capacity_s
@@ -289,20 +351,10 @@ class Session:
 
     def _decide(self, now_s: float) -> _Pending:
         """Ask the controller for the next segment's representation and open its row."""
-        playing = self._clock.state is PlaybackState.PLAYING
-        observation = Observation(
-            now_s=now_s,
-            segment_index=self._segment,
-            buffer_s=self.buffer_s,
-            buffer_capacity_s=self.capacity_s,
-            last_representation=self._last_representation,
-            samples=tuple(self._samples),
-            playing=playing,
-            render_speed=self._render_speed,
-        )
+        observation = self._observe(self._segment)
         decision = self._checked(self._abr.choose(observation))
         # Waiting may not be what drains the buffer, nor prolong a startup or a stop.
-        wait_s = min(decision.wait_s, self._clock.playable_s) if playing else 0.0
+        wait_s = min(decision.wait_s, self._clock.playable_s) if observation.playing else 0.0
         link = self._estimator.estimate(observation.samples, now_s)
         self._rows.append(
             SegmentRow(
@@ -319,6 +371,19 @@ class Session:
             )
         )
         return _Pending(self._segment, int(decision.representation), now_s + wait_s)
+
+    def _observe(self, segment: int) -> Observation:
+        """Return what a controller may see now of the choice for `segment`."""
+        return Observation(
+            now_s=self._clock.now_s,
+            segment_index=segment,
+            buffer_s=self.buffer_s,
+            buffer_capacity_s=self.capacity_s,
+            last_representation=self._last_representation,
+            samples=tuple(self._samples),
+            playing=self._clock.state is PlaybackState.PLAYING,
+            render_speed=self._render_speed,
+        )
 
     def _checked(self, decision: Decision) -> Decision:
         """Return a controller's decision if the session can carry it out; controllers may be foreign code."""

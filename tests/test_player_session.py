@@ -310,6 +310,89 @@ def test_a_cut_transfer_is_a_measurement_if_its_first_byte_is_known():
     assert [(sample.size_bytes, sample.first_byte_s) for sample in samples] == [(1_000, 1.2), (25_000, 2.25)]
 
 
+# Abandonment
+
+
+class Fickle(Script):
+    """A script that also gives up: each entry of `targets` answers one report of progress."""
+
+    def __init__(self, choices, targets):
+        super().__init__(choices)
+        self.targets, self.reports = list(targets), []
+
+    def abandon(self, progress):
+        self.reports.append(progress)
+        target = self.targets[(len(self.reports) - 1) % len(self.targets)]
+        return None if target is None or target >= progress.representation else target
+
+
+def test_an_abandoned_request_is_repeated_in_the_representation_named():
+    ladder = make_ladder((2.0,) * 3)
+    session = Session(ladder, Fickle([0, 2], [None, 1]), PlayerConfig())
+    assert session.wants_progress
+    now_s, _ = fetch(session, 0.0)  # plays from 0.5
+    request = session.next_action(now_s)
+    assert request.representation == 2
+    assert not session.on_progress(0.6, 0)
+    assert session.on_progress(1.0, 30_000, first_byte_s=0.7)
+    again = session.next_action(1.0)
+    assert (again.segment, again.representation, again.size_bytes) == (1, 1, 50_000)
+    fetch_s = 1.25
+    session.on_complete(fetch_s, Done(1.0, 1.1, fetch_s, 50_000))
+    row, log = session.log().segments[1], session.log()
+    assert (row["representation"], row["abandonments"], row["wasted_bytes"], row["request_s"]) == (1, 1, 30_000, 1.0)
+    assert (log.summary["abandonments"], log.summary["wasted_bytes"]) == (1, 30_000)
+    assert {"time_s": 1.0, "event": "abandon", "segment": 1, "value": 30_000.0} in log.events
+    first, second = session._abr.reports
+    assert (first.received_bytes, first.first_byte_s, first.request_s, first.size_bytes) == (0, None, 0.5, 100_000)
+    assert (second.received_bytes, second.first_byte_s, second.representation) == (30_000, 0.7, 2)
+    assert (second.observation.segment_index, second.observation.buffer_s) == (1, pytest.approx(1.5))
+    session.next_action(fetch_s)
+    samples = session._abr.seen[-1].samples
+    assert [(sample.size_bytes, sample.complete) for sample in samples] == [
+        (25_000, True),
+        (30_000, False),
+        (50_000, True),
+    ]
+
+
+def test_the_retries_of_a_request_survive_its_abandonment():
+    session = Session(make_ladder((2.0,)), Fickle([2], [0]), PlayerConfig(retries=0, backoff_s=0.0))
+    assert session.next_action(0.0).representation == 2
+    assert session.on_progress(1.0, 10, first_byte_s=0.5)
+    assert session.next_action(1.0).representation == 0
+    session.on_error(2.0, "timeout", 5)
+    assert session.next_action(2.0) == Finished()
+    assert session.log().summary["wasted_bytes"] == 15
+
+
+def test_a_controller_without_the_method_hears_of_no_progress():
+    session = make_session([2])
+    assert not session.wants_progress
+    session.next_action(0.0)
+    assert not session.on_progress(1.0, 10)
+
+
+@pytest.mark.parametrize("target", [2, 3, -1, 0.5])
+def test_an_abandonment_must_name_a_lower_representation(target):
+    session = Session(make_ladder(), Fickle([2], []), PlayerConfig())
+    session._abr.abandon = lambda progress: target
+    session.next_action(0.0)
+    with pytest.raises(AbrError, match=f"Fickle abandons representation 2 for {target}"):
+        session.on_progress(1.0, 10)
+
+
+def test_impossible_progress_is_refused():
+    session = Session(make_ladder(), Fickle([2], [0]), PlayerConfig())
+    with pytest.raises(SessionError, match="on_progress without a request"):
+        session.on_progress(0.0, 0)
+    session.next_action(0.0)
+    with pytest.raises(SessionError, match="bytes received of 100000"):
+        session.on_progress(1.0, 100_001)
+    with pytest.raises(SessionError, match="impossible transfer"):
+        session.on_progress(1.0, 10, first_byte_s=2.0)
+
+
 # Init segments
 
 
@@ -436,6 +519,11 @@ def drive(session, times_s, render_times_s, failures):
         failed = failures[count % len(failures)]
         count += 1
         finish_s = sent_s + min(took_s, action.timeout_s)
+        report_s = sent_s + 0.4 * (finish_s - sent_s)
+        render_until(report_s)
+        now_s = report_s
+        if session.on_progress(now_s, action.size_bytes // 3, first_byte_s=sent_s):
+            continue
         render_until(finish_s)
         now_s = finish_s
         if failed or took_s > action.timeout_s:
@@ -453,7 +541,7 @@ duration = st.floats(0.05, 12.0)
 @settings(max_examples=150, deadline=None)
 @given(
     durations_s=st.lists(duration, min_size=1, max_size=25),
-    name=st.sampled_from(["throughput", "ewma", "bba", "bola", "fixed", "script"]),
+    name=st.sampled_from(["throughput", "ewma", "bba", "bola", "fixed", "script", "fickle"]),
     wait_s=st.sampled_from([0.0, 0.3, 5.0]),
     times_s=st.lists(st.floats(0.001, 15.0), min_size=1, max_size=25),
     render_times_s=st.lists(st.floats(0.0, 6.0), min_size=1, max_size=5),
@@ -472,6 +560,8 @@ def test_what_holds_for_any_session(durations_s, name, wait_s, times_s, render_t
     ladder = make_ladder(durations_s)
     if name == "script":
         controller = Script([2, 0, 1, 2], wait_s)
+    elif name == "fickle":
+        controller = Fickle([2, 1, 2], [0, None, 1])
     else:
         controller = AbrConfig(name=name, representation=1).create(ladder, buffer_capacity_s=config.buffer_s)
     session = Session(ladder, controller, config)
