@@ -19,7 +19,9 @@ COLUMN_IN = 3.33
 """Width of one column of a two-column paper, inches."""
 PAGE_IN = 7.0
 """Width of the page of a two-column paper, inches."""
-CODEC_COLORS = {"prompt": "#0072B2", "h265": "#D55E00"}
+CODEC_COLORS = {
+    "prompt": "#0072B2", "h265": "#D55E00", "av1": "#009E73", "h264": "#E69F00", "vp9": "#CC79A7", "vae": "#56B4E9",
+}  # fmt: skip
 SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which people with any colour vision can tell apart."""
 

@@ -20,8 +20,10 @@ from experiments.provenance import file_sha256, folder_sha256, library_versions
 from experiments.schema import RunConfig, VideoConfig
 from packager.demo import demo_clip_name, make_demo_clip
 from packager.package import BUILDERS, BuildProgress, folder_stem
-from packager.settings import BuildConfig
-from player.generator import find_folder, resolve_device
+from packager.settings import BuildConfig, parse_size
+from packager.video_encoders import VIDEO_ENCODERS
+from player.decoder import PROMPT
+from player.generator import find_folder, load_generator, resolve_device
 from player.manifest import Manifest
 from player.presentation import MANIFEST_NAME, Presentation
 
@@ -33,11 +35,10 @@ _SOURCES = Path(__file__).resolve().parent.parent
 
 _LIBRARIES = ("python", "promptdash", "torch", "diffusers", "av", "numpy", "scikit-image")
 """What fitted, encoded and measured values may depend on."""
-_OTHER_CODECS = {
-    "prompt": {"bitrates_bps"},
-    "h265": {"ranks", "interval", "preset", "iterations", "seed"},
-}
-"""Settings that a codec does not read; the generator also sets the frame size of both."""
+_PROMPT_ONLY = frozenset(("ranks", "interval", "preset", "iterations", "seed"))
+"""Settings that only prompts are fitted with."""
+_BASELINE_ONLY = frozenset(("bitrates_bps",))
+"""Settings that prompts do not read; the generator sets the frame size of every codec."""
 
 ProgressFactory = Callable[[str], BuildProgress]
 """Makes the progress callback of one package, given what it is called."""
@@ -99,11 +100,12 @@ def obtain_package(codec: str, video: Path, config: BuildConfig, cache: Path, pr
 def package_key(codec: str, video: Path, config: BuildConfig) -> str:
     """Return a hash of everything that a package's bytes and its measured quality depend on."""
     versions = library_versions()
+    ignored = _BASELINE_ONLY if codec == PROMPT else _PROMPT_ONLY
     content = {
         "video": file_sha256(video),
         "codec": codec,
-        "settings": {name: value for name, value in asdict(config).items() if name not in _OTHER_CODECS[codec]},
-        "generator": folder_sha256(find_folder(config.generator)),
+        "settings": {name: value for name, value in asdict(config).items() if name not in ignored},
+        "generator": _generator_part(codec, config),
         "device": str(resolve_device(config.device)),
         "code": [folder_sha256(_SOURCES / name, suffixes=(".py",)) for name in ("packager", "player")],
         "versions": {name: versions[name] for name in _LIBRARIES},
@@ -111,6 +113,13 @@ def package_key(codec: str, video: Path, config: BuildConfig) -> str:
         "weights": os.environ.get(_WEIGHTS_VARIABLE, ""),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _generator_part(codec: str, config: BuildConfig) -> object:
+    """Return what a codec's package depends on in the generator: its files, or for pixel codecs its frame size alone."""
+    if codec in VIDEO_ENCODERS:
+        return load_generator(config.generator, device="cpu").native_size if parse_size(config.size) is None else None
+    return folder_sha256(find_folder(config.generator))
 
 
 def check_same_time_line(packages: list[Package]) -> None:

@@ -56,8 +56,8 @@ class RunConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     build: BuildConfig = field(default_factory=BuildConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
-    codec: list[str] = field(default_factory=lambda: list(CODECS))
-    """What to stream, each in a session of its own over the same link: prompt, h265."""
+    codec: list[str] = field(default_factory=lambda: ["prompt", "h265"])
+    """What to stream, each in a session of its own over the same link: prompt, h265, h264, av1, vp9, vae."""
     name: str = "run"
     """Last part of the run folder's name."""
     session_s: float = 180.0
@@ -76,7 +76,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         unknown = [codec for codec in self.codec if codec not in CODECS]
         if unknown or not self.codec:
-            raise UsageError(f"codec={','.join(self.codec)}: expected one or both of {', '.join(CODECS)}")
+            raise UsageError(f"codec={','.join(self.codec)}: expected some of {', '.join(CODECS)}")
         if len(set(self.codec)) < len(self.codec):
             raise UsageError(f"codec={','.join(self.codec)}: each codec can be given once")
         if not self.cache_dir.strip():

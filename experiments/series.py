@@ -8,7 +8,7 @@ from experiments.errors import RunFolderError
 from experiments.results import CodecResult, RunResult
 from packager.settings import CODECS
 
-CODEC_TITLES = {"prompt": "Prompts", "h265": "H.265"}
+CODEC_TITLES = {"prompt": "Prompts", "h265": "H.265", "h264": "H.264", "av1": "AV1", "vp9": "VP9", "vae": "VAE"}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser(
         "build",
-        help="package a video as a ladder of prompts or of H.265",
+        help="package a video as a ladder of prompts or of another codec",
         description="Package a video: init and media segments, MPD manifest and measured quality in one folder.",
     )
     build.set_defaults(run=_build)
@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "--iterations", type=int, default=0, metavar="N", help="most steps a segment (default: preset's)"
     )
     prompts.add_argument("--seed", type=int, default=0)
-    h265 = build.add_argument_group("H.265")
-    h265.add_argument(
+    baselines = build.add_argument_group("the other codecs")
+    baselines.add_argument(
         "--bitrates", type=_bitrates, default=defaults.bitrates_bps, metavar="B,B...", help="default 10k,20k,40k,80k"
     )
     measures = build.add_argument_group("measuring")

@@ -1,4 +1,4 @@
-"""What `packager.package` needs of a codec, and the two that exist: prompts, fitted segment by segment, and H.265."""
+"""What `packager.package` needs of a codec; the ladders of prompts, fitted segment by segment, and of pixel codecs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from packager.baselines import EncodeProgress, VideoStream, codecs_parameter, encode_h265
+from packager.baselines import EncodeProgress, KnownSizes, encode_video
+from packager.cmaf import codecs_parameter
 from packager.encoder import PromptEncoder
 from packager.errors import BuildError
 from packager.fit import FitConfig, fit_segment
 from packager.folder import BuildFolder
+from packager.video_encoders import VIDEO_ENCODERS, VideoStream
 from player.bitstream import StreamInfo, write_init, write_segment
 from player.decoder import Decoder, create_decoder, from_pixels
 from player.generator import Generator
@@ -139,20 +141,21 @@ class PromptLadder:
         return "urim"
 
 
-class H265Ladder:
-    """x265 at several bitrates; each representation is encoded over the whole video before segments are measured."""
+class VideoLadder:
+    """A pixel codec at several bitrates; each representation is encoded over the whole video before any is measured."""
 
-    name = "h265"
-
-    def __init__(self, bitrates_bps: Sequence[int]) -> None:
-        self.bitrates_bps = {f"h265-{_short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
+    def __init__(self, codec: str, bitrates_bps: Sequence[int]) -> None:
+        self.name = codec
+        self.encoder = VIDEO_ENCODERS[codec]
+        self.bitrates_bps = {f"{codec}-{_short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
         self.ranks: Mapping[str, int | None] = dict.fromkeys(self.bitrates_bps)
 
     def identity(self) -> dict[str, Any]:
-        return {"bitrates_bps": list(self.bitrates_bps.values()), "encoder": "libx265 medium, two-pass"}
+        return {"bitrates_bps": list(self.bitrates_bps.values()), "encoder": self.encoder.description}
 
     def prepare(self, folder: BuildFolder, stream: SourceStream, frames: OpenFrames, progress: StepProgress) -> None:
         video = VideoStream(stream.width, stream.height, stream.fps, stream.segment_frames)
+        known: KnownSizes = {}
         for position, (name, bitrate_bps) in enumerate(self.bitrates_bps.items()):
             if folder.init_path(name).parent.exists():
                 continue  # moved here whole by an earlier run
@@ -160,7 +163,9 @@ class H265Ladder:
             shutil.rmtree(scratch, ignore_errors=True)
             report = partial(self._report, progress, position)
             counter = EncodeProgress(stream.expected_frames, report)
-            encode_h265(frames, video, bitrate_bps=bitrate_bps, folder=scratch, progress=counter)
+            encode_video(
+                self.encoder, frames, video, bitrate_bps=bitrate_bps, folder=scratch, known=known, progress=counter
+            )
             scratch.rename(folder.init_path(name).parent)
         progress(1.0)
 

@@ -1,6 +1,6 @@
 """Video to packaged folder: encode every segment, measure what the player will decode from it, write the manifest.
 
-Both codecs go through `build`. A segment is written, read back, decoded by the player's own decoder and measured
+Every codec goes through `build`. A segment is written, read back, decoded by the player's own decoder and measured
 against the source, so the quality sidecar speaks of the bytes on disk. Memory holds one segment at a time; work that is
 done survives being killed (see `packager.folder`).
 """
@@ -15,6 +15,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from packager.encoder import load_encoder
 from packager.errors import PackagerError, VideoError
 from packager.fit import fit_preset
 from packager.folder import SIDECAR_NAME, BuildFolder, SegmentRecord, claim
-from packager.ladder import H265Ladder, LadderCodec, PromptLadder, SourceStream, expected_segments
+from packager.ladder import LadderCodec, PromptLadder, SourceStream, VideoLadder, expected_segments
 from packager.settings import AUTO, BuildConfig, parse_size
 from packager.video import VideoInfo, as_frame_rate, iter_frames, iter_segments, probe, segment_frame_count
+from packager.video_encoders import VIDEO_ENCODERS
 from player.decoder import Decoder
 from player.generator import load_generator, resolve_device
 from player.manifest import Manifest, Representation, min_buffer_s
@@ -108,7 +110,8 @@ def build_prompts(
     return build(source, Path(folder), codec, config, resume=resume, force=force, progress=progress)
 
 
-def build_h265(
+def build_video(
+    codec: str,
     video: str | Path,
     folder: str | Path,
     config: BuildConfig | None = None,
@@ -117,21 +120,26 @@ def build_h265(
     force: bool = False,
     progress: BuildProgress | None = None,
 ) -> BuildResult:
-    """Package a video as a ladder of H.265 bitrates; arguments as in `build_prompts`.
+    """Package a video as a ladder of a pixel codec's bitrates: h264, h265, av1 or vp9; others as in `build_prompts`.
 
     With `config.size` at auto the frames get the size of the generator that the config names, for a fair comparison.
     """
     config = config or BuildConfig()
-    codec = H265Ladder(config.bitrates_bps)
     native = (0, 0)
     if parse_size(config.size) is None:
         height, width = load_generator(config.generator, device="cpu").native_size
         native = (width, height)
     source = open_source(video, config, native_size=native)
-    return build(source, Path(folder), codec, config, resume=resume, force=force, progress=progress)
+    ladder = VideoLadder(codec, config.bitrates_bps)
+    return build(source, Path(folder), ladder, config, resume=resume, force=force, progress=progress)
 
 
-BUILDERS = {"prompt": build_prompts, "h265": build_h265}
+build_h265 = partial(build_video, "h265")
+
+BUILDERS: dict[str, Callable[..., BuildResult]] = {
+    "prompt": build_prompts,
+    **{codec: partial(build_video, codec) for codec in VIDEO_ENCODERS},
+}
 
 
 def folder_stem(video: str | Path, codec: str) -> str:
@@ -166,7 +174,7 @@ def build(
     force: bool = False,
     progress: BuildProgress | None = None,
 ) -> BuildResult:
-    """Package a video with any codec; `build_prompts` and `build_h265` are this with their codecs."""
+    """Package a video with any codec; `build_prompts` and `build_video` are this with their codecs."""
     stream = source.stream
     metrics = load_metrics(
         AUTO if config.metrics == [AUTO] else config.metrics,

@@ -1,4 +1,4 @@
-"""How a video is packaged: one dataclass for both codecs, and the schema of the experiments' build group. No torch."""
+"""How a video is packaged: one dataclass for all codecs, and the schema of the experiments' build group. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from packager.errors import BuildError
 
-CODECS = ("prompt", "h265")
+CODECS = ("prompt", "h265", "h264", "av1", "vp9")
 AUTO = "auto"
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)", re.ASCII)
@@ -45,7 +45,7 @@ class BuildConfig:
     """Prompts: seed of the fit's random draws."""
 
     bitrates_bps: list[int] = field(default_factory=lambda: [10_000, 20_000, 40_000, 80_000])
-    """H.265: target bitrates in bit/s, every byte counted."""
+    """Baselines: target bitrates in bit/s, every byte counted."""
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.segment_s <= 60:

@@ -27,7 +27,7 @@ QUALITY_SCHEME = "tag:promptdash,2026:quality"  # SupplementalProperty of the MP
 INIT_TEMPLATE = "$RepresentationID$/init.mp4"
 MEDIA_TEMPLATE = "$RepresentationID$/seg-$Number%05d$.m4s"
 START_NUMBER = 1
-MIME_TYPES = {"prompt": "application/mp4", "h264": "video/mp4", "h265": "video/mp4", "av1": "video/mp4"}
+MIME_TYPES = {"prompt": "application/mp4", **dict.fromkeys(("h264", "h265", "av1", "vp9"), "video/mp4")}
 _CODEC_PREFIXES = {
     "urim": "prompt",
     "avc1": "h264",
@@ -35,6 +35,7 @@ _CODEC_PREFIXES = {
     "hvc1": "h265",
     "hev1": "h265",
     "av01": "av1",
+    "vp09": "vp9",
 }
 _NAMESPACE = "urn:mpeg:dash:schema:mpd:2011"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)

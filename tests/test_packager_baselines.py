@@ -9,8 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from packager.baselines import VideoStream, codecs_parameter, encode_h265
+from packager.baselines import encode_video
+from packager.cmaf import codecs_parameter
 from packager.errors import EncodeError
+from packager.video_encoders import VIDEO_ENCODERS, VideoStream
 
 STREAM = VideoStream(64, 48, Fraction(30), 8)
 
@@ -21,8 +23,10 @@ def moving_frames(count, width=64, height=48):
     return [texture[:, k % width : k % width + width] + np.uint8(6 * (k % 30)) for k in range(count)]
 
 
-def encode(folder, frames, bitrate_bps=60_000, stream=STREAM, **options):
-    return encode_h265(lambda: iter(frames), stream, bitrate_bps=bitrate_bps, folder=folder, **options)
+def encode(folder, frames, bitrate_bps=60_000, stream=STREAM, codec="h265", **options):
+    return encode_video(
+        VIDEO_ENCODERS[codec], lambda: iter(frames), stream, bitrate_bps=bitrate_bps, folder=folder, **options
+    )
 
 
 def decode(folder, number):
@@ -98,6 +102,63 @@ def test_boxes_are_cmaf(encoded):
     assert (kinds, at) == ([b"styp", b"moof", b"mdat"], len(segment))
 
 
+@pytest.fixture(scope="module", params=["h264", "av1", "vp9"])
+def other(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, encode(folder, moving_frames(21), codec=request.param)
+
+
+def test_every_codec_cuts_segments_that_decode_alone(other):
+    codec, encoded = other
+    assert (encoded.segments, encoded.frames) == (3, 21)
+    frames = moving_frames(21)
+    for number, (start, count) in enumerate([(0, 8), (8, 8), (16, 5)], start=1):
+        shown = decode(encoded.folder, number)
+        assert [frame.pts - shown[0].pts for frame in shown] == list(range(count))
+        assert [frame.key_frame for frame in shown] == [True] + [False] * (count - 1)
+        for frame, original in zip(shown, frames[start : start + count], strict=True):
+            assert abs(frame.to_ndarray(format="rgb24").mean() - original.mean()) < 3
+        segment = (encoded.folder / f"seg-{number:05d}.m4s").read_bytes()
+        assert base_time(segment) == start
+        if codec == "h264" and any(frame.pict_type.name == "B" for frame in shown):  # no other offsets are written
+            assert shown_at(segment) == list(range(start, start + count))
+    assert sum(path.stat().st_size for path in encoded.folder.iterdir()) == encoded.size_bytes
+
+
+def test_every_codec_names_itself_and_no_version(other):
+    codec, encoded = other
+    expected = {"h264": "avc1.64000A", "av1": "av01.0.00M.08", "vp9": "vp09.00.10.08"}
+    assert encoded.codecs == expected[codec]
+    assert VIDEO_ENCODERS[codec].tag.encode() in (encoded.folder / "init.mp4").read_bytes()
+    assert b"Lavf" not in (encoded.folder / "init.mp4").read_bytes()
+
+
+def test_every_codec_gives_the_same_bytes_again(other, tmp_path):
+    codec, encoded = other
+    known = {} if codec == "h264" else {66.0: 10**9}  # a lie about another quality must not be believed unasked
+    encode(tmp_path, moving_frames(21), codec=codec, known=known)
+    for path in encoded.folder.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("codec", ["h264", "av1", "vp9"])
+def test_every_codec_meets_its_bitrate(tmp_path, codec):
+    stream = VideoStream(64, 48, Fraction(30), 30)
+    encoded = encode(tmp_path, moving_frames(60), 90_000, stream, codec)
+    assert encoded.bitrate_bps == pytest.approx(90_000, rel=0.08)
+
+
+def test_a_search_for_one_bitrate_leaves_what_it_tried_to_the_next(tmp_path):
+    known, seen = {}, []
+    frames = moving_frames(16)
+    first = encode(tmp_path / "a", frames, codec="av1", known=known)
+    tried = dict(known)
+    again = encode(tmp_path / "b", frames, codec="av1", known=known, progress=seen.append)
+    assert first.size_bytes in tried.values()
+    assert (known, again.size_bytes) == (tried, first.size_bytes)
+    assert sum(seen) == 16  # one run, to write the files
+
+
 def test_every_byte_is_counted(encoded):
     on_disk = sum(path.stat().st_size for path in encoded.folder.iterdir())
     assert encoded.size_bytes == on_disk
@@ -133,7 +194,7 @@ def test_colours_survive_and_are_tagged(tmp_path):
 
 def test_codecs_parameter_is_rfc_6381(encoded):
     assert encoded.codecs == "hvc1.1.6.L30.90"
-    with pytest.raises(EncodeError, match="no hvcC"):
+    with pytest.raises(EncodeError, match="no avcC, hvcC"):
         codecs_parameter(b"\0" * 40)
 
 
