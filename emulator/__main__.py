@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from emulator import compare
+from emulator.config import MODELS, LinkConfig
 from emulator.errors import EmulatorError
 from emulator.queues import QUEUE_NAMES
-from emulator.transport import MODELS, LinkConfig, create_transport
+from emulator.transport import create_transport
 from traces import Trace, TraceError, load_trace
 
 

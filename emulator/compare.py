@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from emulator.transport import LinkConfig, create_transport
+from emulator.config import LinkConfig
+from emulator.transport import create_transport
 from traces import Trace
 
 TRACES = ("lte", "lte@10", "umts", "evdo", "hsdpa", "fcc", "5g", "starlink")  # NAME@N: every N-th opportunity of NAME

@@ -13,14 +13,18 @@ geometrically, so a transfer of n packets takes O(log n) steps. docs/emulation.m
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from emulator.config import MAX_RTO_MS, NEVER_US, LinkConfig
 from emulator.errors import TransportError
 from emulator.tcp import RttEstimator
-from emulator.transport import MAX_RTO_MS, NEVER_US, LinkConfig, Transfer, check_request
+from emulator.transfer import Rewindable, Transfer, check_request
 from traces import MTU_BYTES, Trace
 
 _POINTS_PER_WINDOW = 8
@@ -81,7 +85,7 @@ class _Flow:
     probed: bool = False  # a tail loss probe is out
 
 
-class FluidTransport:
+class FluidTransport(Rewindable):
     """A persistent HTTP/1.1 connection in closed form; see `emulator.transport.Transport`."""
 
     def __init__(self, trace: Trace, config: LinkConfig) -> None:
@@ -94,21 +98,22 @@ class FluidTransport:
         self._queue_limit = _queue_limit(config)
         self._random = random.Random(config.seed)
         self._until_loss = self._draw_gap()
-        self._finish_us = 0
         self._free = 0.0  # where the link's first free opportunity begins
         self._connected = False
         self._window = 0.0
         self._threshold = math.inf
         self._last_sent_us = 0.0
         self._rtt = self._new_estimator()
+        self._flow = _Flow(0, unsent=0)
 
     def request(self, size_bytes: int, request_s: float, deadline_s: float = math.inf) -> Transfer:
         """Fetch an object; see `Transport.request`."""
         request = check_request(size_bytes, request_s, deadline_s, previous_finish_us=self._finish_us)
+        self._requests += 1
         deadline_us = request.deadline_us
         asked_us = self._connect(request.request_us, deadline_us)
         payload_bytes = self._config.response_header_bytes + size_bytes
-        flow = _Flow(deadline_us, unsent=-(-payload_bytes // self._config.mss_bytes))
+        flow = self._flow = _Flow(deadline_us, unsent=-(-payload_bytes // self._config.mss_bytes))
         count = flow.unsent
         if asked_us <= deadline_us:
             self._transmit(flow, asked_us + self._delay_us)
@@ -120,8 +125,17 @@ class FluidTransport:
             return request.completed(first_us, finish_us)
         self._finish_us = deadline_us
         self._connected = False
-        delivered_bytes = self._in_order_by(flow, deadline_us) * self._config.mss_bytes
-        return request.cut(first_us, delivered_bytes - self._config.response_header_bytes)
+        return request.cut(first_us, self._in_order_by()(deadline_us))
+
+    def _save(self) -> dict[str, Any]:
+        saved = {**self.__dict__, "_rtt": copy.copy(self._rtt)}
+        if self._config.loss:
+            saved["_random"] = copy.deepcopy(self._random)
+        return saved
+
+    def _in_order_by(self) -> Callable[[int], int]:
+        flow, mss_bytes, header_bytes = self._flow, self._config.mss_bytes, self._config.response_header_bytes
+        return lambda time_us: self._packets_in_order_by(flow, time_us) * mss_bytes - header_bytes
 
     # Connection
 
@@ -372,7 +386,7 @@ class FluidTransport:
                 high = middle
         return low
 
-    def _in_order_by(self, flow: _Flow, time_us: float) -> int:
+    def _packets_in_order_by(self, flow: _Flow, time_us: float) -> int:
         """Return how many packets the client has got in order by `time_us`."""
         delivered = self._delivered_by(flow, time_us)
         return min([delivered, *(hole.start for hole in flow.holes if hole.end > delivered)])

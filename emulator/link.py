@@ -15,6 +15,7 @@ The rules of the link, each with its test in tests/test_emulator_link.py:
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import deque
 from typing import Any
@@ -48,6 +49,14 @@ class Link:
         self._now_ms = 0
         self._in_transit: Packet | None = None
         self._unsent_bytes = 0  # of the packet in transit
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
+        """Copy everything but the trace, which never changes."""
+        twin = copy.copy(self)
+        twin.queue = copy.deepcopy(self.queue, memo)
+        twin._in_transit = copy.deepcopy(self._in_transit, memo)
+        twin.log = self.log.copy()
+        return twin
 
     @property
     def backlog_bytes(self) -> int:

@@ -10,16 +10,21 @@ opportunities from t + 1 on, and leaves at the start of its opportunity's millis
 
 from __future__ import annotations
 
+import copy
 import math
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
 
+from emulator.config import CONTROL_BYTES, HEADER_BYTES, MAX_RTO_MS, NEVER_US, LinkConfig
 from emulator.link import BernoulliLoss, Delay, Link
 from emulator.queues import Packet, create_queue
 from emulator.tcp import RttEstimator, TcpSender, Transmission
-from emulator.transport import CONTROL_BYTES, HEADER_BYTES, MAX_RTO_MS, NEVER_US, LinkConfig, Transfer, check_request
+from emulator.transfer import Rewindable, Transfer, check_request
 from traces import Trace
 
 
-class PacketTransport:
+class PacketTransport(Rewindable):
     """A persistent HTTP/1.1 connection simulated packet by packet; see `emulator.transport.Transport`.
 
     Args:
@@ -36,7 +41,6 @@ class PacketTransport:
         self._loss = BernoulliLoss(config.loss, seed=config.seed)
         self._to_link = Delay(config.delay_us)
         self._to_server = Delay(config.delay_us)
-        self._finish_us = 0
         # A connection is a number: packets of an earlier one are still carried, but nobody answers them.
         self._client_connection = 0
         self._server_connection = 0
@@ -47,10 +51,13 @@ class PacketTransport:
         self._message_end = 0  # first segment after the message that the client waits for
         self._message_us: int | None = None  # when its last packet arrived
         self._first_byte_us: int | None = None
+        self._response_start = 0  # first segment of the response that the client waits for
+        self._progress: list[tuple[int, int]] = []  # (time in us, segment expected from then on) of the message
 
     def request(self, size_bytes: int, request_s: float, deadline_s: float = math.inf) -> Transfer:
         """Fetch an object; see `Transport.request`."""
         request = check_request(size_bytes, request_s, deadline_s, previous_finish_us=self._finish_us)
+        self._requests += 1
         until_us = request.deadline_us
         self._run(request.request_us, waiting=False)
         now_us: int | None = request.request_us
@@ -60,7 +67,7 @@ class PacketTransport:
                 if now_us is not None:
                     now_us = self._exchange(now_us, [CONTROL_BYTES], CONTROL_BYTES, until_us)
             self._first_byte_us = None
-        first_segment = self._message_end
+        self._response_start = self._message_end
         if now_us is not None:
             uplink_bytes = self._config.request_bytes + HEADER_BYTES
             now_us = self._exchange(now_us, self._response(size_bytes), uplink_bytes, until_us)
@@ -69,8 +76,22 @@ class PacketTransport:
             return request.completed(self._first_byte_us, now_us)
         self._finish_us = until_us
         self._abort()
-        delivered_bytes = (self._expected - first_segment) * self._config.mss_bytes
+        delivered_bytes = (self._expected - self._response_start) * self._config.mss_bytes
         return request.cut(self._first_byte_us, delivered_bytes - self._config.response_header_bytes)
+
+    def _save(self) -> dict[str, Any]:
+        # One copy of everything: the sender's packets are the link's and the client's, and must stay so.
+        return copy.deepcopy({name: value for name, value in self.__dict__.items() if name != "_config"})
+
+    def _in_order_by(self) -> Callable[[int], int]:
+        progress, mss_bytes = self._progress, self._config.mss_bytes
+        start_bytes = self._response_start * mss_bytes + self._config.response_header_bytes
+
+        def in_order_by(time_us: int) -> int:
+            count = bisect_right(progress, time_us, key=lambda entry: entry[0])
+            return progress[count - 1][1] * mss_bytes - start_bytes if count else 0
+
+        return in_order_by
 
     def _response(self, size_bytes: int) -> list[int]:
         """Return the sizes on the link of the packets that carry a response."""
@@ -94,6 +115,7 @@ class PacketTransport:
         """Send one message up and wait for all of `response`; return its arrival, None if `until_us` came first."""
         self._message_end += len(response)
         self._message_us = self._first_byte_us = None
+        self._progress = []
         self._send_up(now_us, uplink_bytes, (self._client_connection, response))
         self._run(until_us, waiting=True)
         return self._message_us
@@ -186,6 +208,7 @@ class PacketTransport:
                 while self._early and self._expected in self._early:
                     self._early.remove(self._expected)
                     self._expected += 1
+                self._progress.append((now_us, self._expected))
                 if self._expected == self._message_end:
                     self._message_us = now_us
             elif segment > self._expected:
