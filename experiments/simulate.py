@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from emulator import Transfer, Transport
+from emulator import Download, Transport
 from experiments.errors import ExperimentError
 from player.events import TIMEOUT
-from player.session import Finished, Request, Session, Wait
+from player.session import Finished, Request, Session
 
 _MAX_IDLE_TURNS = 1000
 """Turns without the clock moving after which the state machine must be stuck; a real session needs a handful."""
+PROGRESS_S = 0.05
+"""A browser reports progress at most every 50 ms (XMLHttpRequest); Sabre and dash.js decide at that grain."""
 
 
 class SimulationError(ExperimentError):
@@ -50,7 +52,12 @@ class RenderServer:
 
 
 def simulate(
-    session: Session, transport: Transport, *, segment_frames: Sequence[int], render_fps: float | None = None
+    session: Session,
+    transport: Transport,
+    *,
+    segment_frames: Sequence[int],
+    render_fps: float | None = None,
+    progress_s: float = PROGRESS_S,
 ) -> float:
     """Drive ``session`` to its end over ``transport`` and return the virtual time at which it finished, in seconds.
 
@@ -59,43 +66,63 @@ def simulate(
     Args:
         segment_frames: [S] frames of each segment of the programme.
         render_fps: speed of the renderer; None if rendering is free.
+        progress_s: how often a session that may abandon a request hears of its progress.
     Raises:
         SimulationError: the session is stuck.
     """
     renderer = RenderServer(segment_frames, render_fps)
-    pending: tuple[Request, Transfer] | None = None
+    fetch: _Fetch | None = None
     now_s, turns = 0.0, 0
     while True:
         action = session.next_action(now_s)
         if isinstance(action, Finished):
             return now_s
         if isinstance(action, Request):
-            transfer = transport.request(action.size_bytes, now_s, now_s + action.timeout_s)
-            pending = (action, transfer)
+            fetch = _Fetch(action, transport, now_s, progress_s if session.wants_progress else math.inf)
             continue
-        next_s = _next_event_s(action, pending, renderer)
+        # A transfer ends at its deadline at the latest, so while one runs the player's own timer has nothing to add.
+        next_s = min(fetch.next_s if fetch else action.until_s, renderer.next_s)
         turns = 0 if next_s > now_s else turns + 1
         if not math.isfinite(next_s) or turns > _MAX_IDLE_TURNS:
             raise SimulationError(f"the session is stuck at {now_s:.3f} s: nothing is under way and it does not finish")
         now_s = max(now_s, next_s)
-        if pending is not None and pending[1].finish_s <= now_s:
-            _finish_transfer(session, renderer, *pending, now_s=now_s)
-            pending = None
+        if fetch is not None and fetch.next_s <= now_s and fetch.report(session, renderer, now_s):
+            fetch = None
         while renderer.next_s <= now_s:
             session.on_rendered(now_s, renderer.waiting.popleft()[1])
 
 
-def _next_event_s(action: Wait, pending: tuple[Request, Transfer] | None, renderer: RenderServer) -> float:
-    # A transfer ends at its deadline at the latest, so while one runs the player's own timer has nothing to add.
-    return min(pending[1].finish_s if pending else action.until_s, renderer.next_s)
+class _Fetch:
+    """A request under way: when to look at it next, and what to tell the session then."""
 
+    def __init__(self, request: Request, transport: Transport, now_s: float, progress_s: float) -> None:
+        """Send the request. Without looks on the way (`progress_s` infinite) the transport answers at once."""
+        self._request, self._progress_s = request, progress_s
+        deadline_s = now_s + request.timeout_s
+        self._download: Download | None = None
+        if math.isinf(progress_s):
+            self._transfer = transport.request(request.size_bytes, now_s, deadline_s)
+            self._end_s = self._transfer.finish_s
+        else:
+            self._download = transport.begin(request.size_bytes, now_s)
+            self._end_s = min(self._download.finish_s, deadline_s)
+        self.next_s = min(now_s + progress_s, self._end_s)
 
-def _finish_transfer(
-    session: Session, renderer: RenderServer, request: Request, transfer: Transfer, *, now_s: float
-) -> None:
-    if transfer.complete:
-        session.on_complete(now_s, transfer)
-        renderer.submit(request.segment, now_s)
-    else:
-        first_byte_s = transfer.first_byte_s if transfer.received_bytes else None
-        session.on_error(now_s, TIMEOUT, transfer.received_bytes, first_byte_s=first_byte_s)
+    def report(self, session: Session, renderer: RenderServer, now_s: float) -> bool:
+        """Tell the session what `now_s` has brought; return whether the request is over."""
+        download = self._download
+        if download is not None and now_s < self._end_s:
+            self.next_s = min(now_s + self._progress_s, self._end_s)
+            first_byte_s = download.first_byte_s if download.first_byte_s <= now_s else None
+            abandoned = session.on_progress(now_s, download.received_bytes(now_s), first_byte_s=first_byte_s)
+            if abandoned:
+                download.cancel(now_s)
+            return abandoned
+        transfer = self._transfer if download is None else download.cancel(self._end_s)
+        if transfer.complete:
+            session.on_complete(now_s, transfer)
+            renderer.submit(self._request.segment, now_s)
+        else:
+            first_byte_s = transfer.first_byte_s if transfer.received_bytes else None
+            session.on_error(now_s, TIMEOUT, transfer.received_bytes, first_byte_s=first_byte_s)
+        return True

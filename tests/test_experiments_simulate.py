@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from abr import AbrConfig, Ladder, create_abr
-from emulator import LinkConfig, Transfer
+from abr import AbrConfig, Decision, Ladder, Observation, Progress, create_abr
+from emulator import LinkConfig, Transfer, create_transport
 from experiments.errors import ExperimentError
 from experiments.schema import QualityConfig, RunConfig
 from experiments.simulate import RenderServer, SimulationError, simulate
@@ -111,6 +111,52 @@ def test_a_lost_request_times_out_and_is_repeated() -> None:
     log = session.log()
     assert log.summary["timeouts"] == 1
     assert log.segments[1]["request_s"] == pytest.approx(0.1 + 0.7 + 0.25)
+
+
+class _Fickle:
+    """Asks for the highest, and settles for the lowest once `patience_s` have passed."""
+
+    def __init__(self, patience_s: float) -> None:
+        self.patience_s = patience_s
+
+    def choose(self, observation: Observation) -> Decision:
+        return Decision(1)
+
+    def abandon(self, progress: Progress) -> int | None:
+        late = progress.representation > 0 and progress.observation.now_s - progress.request_s >= self.patience_s
+        return 0 if late else None
+
+
+@pytest.mark.parametrize("model", ["fluid", "packet"])
+def test_an_abandoned_request_frees_the_link_and_costs_what_had_arrived(model: str) -> None:
+    """8 Mbit/s in whole packets and 20 ms one way: 1 MB takes over a second and is given up after half of one."""
+    ladder = Ladder(np.array([8e4, 8e6]), np.array([[10_000, 1_000_000]] * 3), np.ones(3))
+    trace = load_trace(TraceConfig("constant", rate_bps=8e6))
+    transport = create_transport(trace, LinkConfig(model=model))
+    session = Session(ladder, _Fickle(0.475), PlayerConfig(buffer_s=4.0, startup_s=1.0))
+    simulate(session, transport, segment_frames=[10] * 3)
+    log = session.log()
+    assert [row["representation"] for row in log.segments] == [0, 0, 0]
+    assert log.summary["abandonments"] == 3
+    for row in log.segments:
+        assert row["request_s"] == pytest.approx(row["decided_s"] + 0.5)
+        assert 100_000 < row["wasted_bytes"] < 500_000
+        assert row["finish_s"] > row["request_s"]
+    total = log.summary["startup_delay_s"] + log.summary["played_s"] + log.summary["rebuffered_s"]
+    assert total == pytest.approx(log.summary["elapsed_s"], abs=1e-9)
+
+
+def test_patience_changes_nothing() -> None:
+    """Looking at the progress of requests without giving any up leaves the session as it is."""
+    ladder = Ladder(np.array([8e4, 8e5]), np.array([[10_000, 100_000]] * 8), np.ones(8))
+    logs = []
+    for controller in (_Fickle(math.inf), create_abr("fixed", ladder, buffer_capacity_s=4.0, representation=1)):
+        session = Session(ladder, controller, PlayerConfig(buffer_s=4.0, timeout_s=2.0, backoff_s=0.1))
+        transport = create_transport(load_trace(TraceConfig("umts", share=4)), LinkConfig())
+        simulate(session, transport, segment_frames=[10] * 8)
+        logs.append(session.log())
+    assert logs[0].events == logs[1].events
+    assert logs[0].summary == logs[1].summary
 
 
 def test_the_render_server_takes_segments_in_turn() -> None:
