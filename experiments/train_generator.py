@@ -1,9 +1,11 @@
 """Train the embedded generator: `python -m experiments.train_generator --images DIR [--out DIR] [--steps A,B,C]`.
 
-Three stages, as one network at once is slow to learn where each token belongs: (1) the autoencoder on crops, (2) the
+Four stages, as one network at once is slow to learn where each token belongs: (1) the autoencoder on crops, (2) the
 UNet and the amortised encoder in latent space, ranks nested by dropout, (3) all together on pixels, with quantization
-noise on the prompts. The losses are pixel and structural terms only (packager/losses.py). Resumes from its last
-checkpoint, logs its curves to `log.csv`, and writes sample grids and a model card.
+noise on the prompts, (4) the same against a discriminator, for texture. The losses are pixel and structural terms
+(packager/losses.py) and a discriminator trained along, never a network that is reported. Resumes from its last
+checkpoint, logs its curves to `log.csv`, and writes sample grids and a model card. `--start FOLDER` grows the networks
+out of an earlier export, with more ranks or latent channels.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/generator"), help="checkpoint, curves, samples, export"
     )
-    parser.add_argument("--steps", help="steps of the three stages, comma-separated")
+    parser.add_argument("--steps", help="steps of the four stages, comma-separated; 0 leaves one out")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="an earlier export to begin from")
     parser.add_argument("--size", type=int, help="side of a frame in pixels, a multiple of 32")
     parser.add_argument("--rank", type=int, help="largest rank")
     parser.add_argument("--limit", type=int, help="read at most this many pictures")
@@ -43,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from experiments.train_data import TrainingDataError, load_pictures
-    from experiments.train_models import TrainConfig, make_models
+    from experiments.train_models import TrainConfig, make_models, warm_start
     from experiments.trainer import Trainer
+    from packager.errors import PackagerError
     from player.errors import PlayerError
     from player.generator import resolve_device
 
@@ -55,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
         if arguments.steps:
             steps = tuple(int(count) for count in arguments.steps.split(","))
-            if len(steps) != 3:
-                raise ValueError(f"--steps {arguments.steps}: expected three numbers")
+            if len(steps) != 4:
+                raise ValueError(f"--steps {arguments.steps}: expected four numbers")
             config.steps = steps
         config.crop = min(config.crop, config.size)
         device = resolve_device(arguments.device)
@@ -65,10 +69,15 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"train_generator: {error}\n")
         return 1
     arguments.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, make_models(config), training, held, arguments.out, device)
+    models = make_models(config)
+    start = arguments.start.name if arguments.start else ""
+    trainer = Trainer(config, models, training, held, arguments.out, device, start)
     try:
         resumed = trainer.resume()
-    except TrainingDataError as error:
+        if arguments.start and not resumed:
+            warm_start(models, arguments.start, training.crops(256, config.size, trainer.rng))
+            models.to(device)
+    except (TrainingDataError, PlayerError, PackagerError) as error:
         sys.stderr.write(f"train_generator: {error}\n")
         return 1
     if resumed:

@@ -4,43 +4,77 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from packager.encoder import PromptEncoder, PromptHead
+from experiments.train_data import TrainingDataError
+from packager.encoder import PromptEncoder, PromptHead, load_encoder
 from player.autoencoder import PIXELS_PER_CELL, LatentDecoder, LatentEncoder, grid_sinusoids
-from player.generator import Generator, GeneratorSettings
+from player.generator import Generator, GeneratorSettings, load_generator
 
 
 @dataclass
 class TrainConfig:
     """Settings of one training run."""
 
-    steps: tuple[int, int, int] = (30_000, 6_000, 12_000)
-    """Steps of the three stages."""
-    batch: tuple[int, int, int] = (16, 32, 8)
-    """Frames a step in the three stages."""
-    learning_rate: tuple[float, float, float] = (2e-3, 1e-3, 5e-4)
+    steps: tuple[int, int, int, int] = (30_000, 6_000, 12_000, 6_000)
+    """Steps of the four stages; a stage of 0 steps is left out."""
+    batch: tuple[int, int, int, int] = (16, 32, 8, 8)
+    """Frames a step in each stage."""
+    learning_rate: tuple[float, float, float, float] = (2e-3, 1e-3, 5e-4, 2e-4)
     """Peak learning rate of each stage; linear warm-up over 200 steps, cosine to zero."""
     crop: int = 128
     """Side in pixels of the crops of stage 1."""
     size: int = 256
-    """Side in pixels of the frames of stages 2 and 3: the generator's native size."""
-    rank: int = 16
+    """Side in pixels of the frames of stages 2 to 4: the generator's native size."""
+    rank: int = 32
     """Largest rank; smaller ranks are prefixes."""
+    norm_rank: int = 16
+    """What U V is divided by the square root of, at every rank."""
     width: int = 128
     """D, the width of an embedding."""
-    latent_channels: int = 16
+    latent_channels: int = 32
     unet_widths: tuple[int, int] = (96, 128)
     u_step: float = 0.25
     """Quantization step of U that training imitates by noise."""
-    rate_weight: tuple[float, float, float] = (0.0, 0.02, 0.004)
+    rate_weight: tuple[float, float, float, float] = (0.0, 0.02, 0.004, 0.004)
     """Weight of the bits-per-value estimate of U in each stage's loss."""
+    adversarial_weight: float = 0.3
+    """Stage 4: size of the adversarial gradient against that of the pixel loss, at the decoder's last layer."""
+    matching_weight: float = 1.0
+    """Stage 4: weight of the distance between the discriminator's features of a frame and of its rendering."""
     seed: int = 0
     save_every: int = 500
     """Steps between checkpoints."""
+
+
+class PatchDiscriminator(nn.Module):
+    """Says of each patch of a frame whether it looks photographed (Isola et al. 2017), spectrally normalised.
+
+    Trained here, with the generator, and thrown away after: no reported metric knows its features.
+    """
+
+    def __init__(self, widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+        super().__init__()
+        shapes = [(3, widths[0], 4, 2), (widths[0], widths[1], 4, 2), (widths[1], widths[2], 4, 2)]
+        shapes += [(widths[2], widths[2], 3, 1), (widths[2], 1, 3, 1)]
+        self.layers = nn.ModuleList(
+            spectral_norm(nn.Conv2d(inputs, outputs, size, stride=stride, padding=1))
+            for inputs, outputs, size, stride in shapes
+        )
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the scores [N, 1, H/8, W/8] of frames [N, 3, H, W] and the features of the layers before."""
+        features = []
+        x = frames
+        for layer in self.layers[:-1]:
+            x = nn.functional.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.layers[-1](x), features
 
 
 @dataclass
@@ -49,9 +83,10 @@ class Models:
 
     encoder: PromptEncoder
     generator: Generator
+    discriminator: PatchDiscriminator
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "generator": self.generator}
+        return {"encoder": self.encoder, "generator": self.generator, "discriminator": self.discriminator}
 
     def to(self, device: torch.device) -> Models:
         """Move both to a device, channels last in memory."""
@@ -96,9 +131,54 @@ def make_models(config: TrainConfig) -> Models:
         timestep=999,
         c_skip=1.0,
         c_out=1.0,
-        norm_rank=config.rank,
+        norm_rank=config.norm_rank,
     )
     decoder = LatentDecoder(config.latent_channels)
     generator = Generator(unet, decoder, settings, tensors, identity="training")
     head = PromptHead(config.latent_channels, rank=config.rank, width=config.width)
-    return Models(PromptEncoder(LatentEncoder(config.latent_channels), head), generator)
+    return Models(PromptEncoder(LatentEncoder(config.latent_channels), head), generator, PatchDiscriminator())
+
+
+@torch.no_grad()
+def warm_start(models: Models, folder: Path, frames: Tensor) -> None:
+    """Take over an exported generator's weights; networks with more latent channels or ranks grow out of it.
+
+    What is new reads as zero at first: the grown networks render what the smaller ones did, and learn from there.
+
+    Args:
+        models: freshly made networks, none of their layers smaller than the exported ones.
+        folder: an export of `train_generator` with its encoder.
+        frames: [N, 3, H, W], to set the scale of new latent channels by.
+    """
+    source = load_generator(str(folder), device="cpu", dtype="float32")
+    encoder = load_encoder(source)
+    if encoder is None:
+        raise TrainingDataError(f"{folder}: holds no encoder to start from")
+    _grow(models.generator, source)
+    _grow(models.encoder, encoder)
+    latents = models.encoder.latents
+    latents.norm.reset_running_stats()
+    latents.norm.momentum, momentum = None, latents.norm.momentum  # None: the plain mean over these frames
+    latents.train()
+    for batch in frames.split(32):
+        latents(batch)
+    latents.norm.momentum = momentum
+    old = encoder.latents.norm
+    count = len(old.running_mean)
+    latents.norm.running_mean[:count], latents.norm.running_var[:count] = old.running_mean, old.running_var
+
+
+@torch.no_grad()
+def _grow(target: nn.Module, source: nn.Module) -> None:
+    """Copy the source's parameters into the leading part of the target's; new inputs weigh nothing."""
+    found = source.state_dict()
+    for name, value in target.state_dict().items():
+        old = found[name]
+        if value.shape == old.shape:
+            value.copy_(old)
+            continue
+        if any(new < was for new, was in zip(value.shape, old.shape, strict=True)):
+            raise TrainingDataError(f"{name} is {tuple(value.shape)}, too small to grow out of {tuple(old.shape)}")
+        if value.ndim > 1:  # [outputs, inputs, ...]: what a known output reads of a new input
+            value[: old.shape[0]] = 0
+        value[tuple(slice(size) for size in old.shape)] = old

@@ -1,4 +1,4 @@
-"""The training loop of the embedded generator: three stages, checkpoints, curves, samples, model card."""
+"""The training loop of the embedded generator: four stages, checkpoints, curves, samples, model card."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ from player.autoencoder import count_parameters
 
 log = logging.getLogger(__name__)
 
-STAGES = ("autoencoder", "latent", "joint")
+STAGES = ("autoencoder", "latent", "joint", "adversarial")
 _LATENT_NOISE = 0.15  # half-width of the uniform noise on unit-variance latents in stage 1: room for quantization
+
+
+def _octaves(rank: int) -> list[int]:
+    """Return 2, 4, 8... below a rank, and the rank itself."""
+    return [*(2**k for k in range(1, 16) if 2**k < rank), rank]
 
 
 @dataclass
 class Trainer:
-    """Runs the three stages over one set of networks, with checkpoints."""
+    """Runs the stages over one set of networks, with checkpoints."""
 
     config: TrainConfig
     models: Models
@@ -38,6 +43,8 @@ class Trainer:
     held: PictureSet
     out: Path
     device: torch.device
+    start: str = ""
+    """What the networks were grown from, for the model card."""
     rng: np.random.Generator = field(init=False)
     stage: int = 0
     step: int = 0
@@ -47,8 +54,9 @@ class Trainer:
         self.rng = np.random.default_rng(self.config.seed)
         self.models.to(self.device)
         self.bank = Tensor()
+        self._judge: torch.optim.Optimizer  # the discriminator's, made when a stage begins
 
-    # -- losses of the three stages -------------------------------------------------------------------------------
+    # -- losses of the stages -------------------------------------------------------------------------------------
 
     def _noise(self, values: Tensor, half_width: float) -> Tensor:
         return values + (torch.rand_like(values) * 2 - 1) * half_width
@@ -62,7 +70,8 @@ class Trainer:
         return loss, {"pixel": loss.item()}
 
     def _prefix_rank(self) -> int:
-        return int(self.rng.integers(1, self.config.rank))
+        """Draw a rank below the full one; each octave is as likely as the next, as in a ladder."""
+        return int(self.config.rank ** self.rng.random())
 
     def _embeddings(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (full, prefix) embeddings stacked on the batch axis, U and V."""
@@ -70,8 +79,8 @@ class Trainer:
         u, v = self.models.encoder.head(latents)
         noisy = self._noise(u, config.u_step / 2)
         rank = self._prefix_rank()
-        full = generator.space.compose(noisy, v, config.rank)
-        prefix = generator.space.compose(noisy[..., :rank], v[:, :rank], config.rank)
+        full = generator.space.compose(noisy, v, config.norm_rank)
+        prefix = generator.space.compose(noisy[..., :rank], v[:, :rank], config.norm_rank)
         return torch.cat([full, prefix]), u, v
 
     def latent_loss(self) -> tuple[Tensor, dict[str, float]]:
@@ -90,14 +99,57 @@ class Trainer:
 
     def joint_loss(self) -> tuple[Tensor, dict[str, float]]:
         """Stage 3: frames through prompts and the whole generator."""
+        frames = self.training.crops(self.config.batch[2], self.config.size, self.rng).to(self.device)
+        loss, _, terms = self._reconstruction(frames)
+        return loss, terms
+
+    def _reconstruction(self, frames: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Return the loss, the renderings [2 N, 3, H, W] at the full rank and at a prefix, and the loss's terms."""
         config = self.config
-        frames = self.training.crops(config.batch[2], config.size, self.rng).to(self.device)
         embeddings, u, v = self._embeddings(self.models.encoder.latents(frames))
         output = self.models.generator.generate(embeddings).float()
         full, prefix = frame_loss(output, torch.cat([frames, frames])).chunk(2)
         rate = rate_estimate(u, self.models.generator.settings.grid, config.u_step)
-        loss = full.mean() + 0.5 * prefix.mean() + config.rate_weight[2] * rate + 1e-4 * v.square().mean()
-        return loss, {"pixel_full": full.mean().item(), "pixel_prefix": prefix.mean().item(), "bits": rate.item()}
+        loss = full.mean() + prefix.mean() + config.rate_weight[self.stage] * rate + 1e-4 * v.square().mean()
+        terms = {"pixel_full": full.mean().item(), "pixel_prefix": prefix.mean().item(), "bits": rate.item()}
+        return loss, output, terms
+
+    def adversarial_loss(self) -> tuple[Tensor, dict[str, float]]:
+        """Stage 4: as stage 3, and the renderings should pass for photographs (hinge loss; Lim and Ye 2017).
+
+        The adversarial gradient is scaled against the pixel gradient at the decoder's last layer (Esser et al. 2021,
+        section 3.1), so that neither drowns the other as training goes on.
+        """
+        config, discriminator = self.config, self.models.discriminator
+        frames = self.training.crops(config.batch[3], config.size, self.rng).to(self.device)
+        pixel, output, terms = self._reconstruction(frames)
+        terms["discriminator"] = self._train_discriminator(frames, output.detach())
+        discriminator.requires_grad_(False)
+        with torch.no_grad():
+            _, wanted = discriminator(frames)
+        scores, features = discriminator(output)
+        distances = [
+            (found - torch.cat([want, want])).abs().mean() for found, want in zip(features, wanted, strict=True)
+        ]
+        matching = torch.stack(distances).sum()
+        adversarial = -scores.mean()
+        last = self.models.generator.decoder.body[-2].weight
+        wanted_norm = torch.autograd.grad(pixel, last, retain_graph=True)[0].norm()
+        found_norm = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+        scale = (config.adversarial_weight * wanted_norm / (found_norm + 1e-6)).clamp(max=10.0).detach()
+        terms |= {"matching": matching.item(), "adversarial": adversarial.item(), "scale": scale.item()}
+        return pixel + config.matching_weight * matching + scale * adversarial, terms
+
+    def _train_discriminator(self, real: Tensor, rendered: Tensor) -> float:
+        """Take one step of the discriminator on frames and their renderings; return its hinge loss."""
+        discriminator = self.models.discriminator
+        discriminator.requires_grad_(True)
+        relu = nn.functional.relu
+        loss = relu(1 - discriminator(real)[0]).mean() + relu(1 + discriminator(rendered)[0]).mean()
+        self._judge.zero_grad(set_to_none=True)
+        loss.backward()
+        self._judge.step()
+        return loss.item()
 
     @torch.no_grad()
     def _fill_bank(self) -> Tensor:
@@ -115,7 +167,8 @@ class Trainer:
 
     def _trained_parts(self) -> list[nn.Module]:
         encoder, generator = self.models.encoder, self.models.generator
-        return [[encoder.latents, generator.decoder], [encoder.head, generator], [encoder, generator]][self.stage]
+        together: list[nn.Module] = [encoder, generator]
+        return [[encoder.latents, generator.decoder], [encoder.head, generator], together, together][self.stage]
 
     def _parameters(self) -> list[nn.Parameter]:
         parameters = {id(p): p for part in self._trained_parts() for p in part.parameters()}
@@ -128,9 +181,9 @@ class Trainer:
         """Train from where the state stands, for at most `seconds`; return whether the last stage is through."""
         deadline = time.monotonic() + seconds
         losses: list[Callable[[], tuple[Tensor, dict[str, float]]]]
-        losses = [self.autoencoder_loss, self.latent_loss, self.joint_loss]
+        losses = [self.autoencoder_loss, self.latent_loss, self.joint_loss, self.adversarial_loss]
         while self.stage < len(STAGES):
-            if not self._run_stage(losses[self.stage], deadline):
+            if self.config.steps[self.stage] and not self._run_stage(losses[self.stage], deadline):
                 return False
             self.stage, self.step = self.stage + 1, 0
             self.save_checkpoint(None)
@@ -147,10 +200,12 @@ class Trainer:
         optimizer = torch.optim.AdamW(
             parameters, lr=config.learning_rate[self.stage], betas=(0.9, 0.98), weight_decay=1e-4, fused=True
         )
-        if self.step and self._optimizer_state is not None:
+        self._judge = torch.optim.AdamW(self.models.discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9), fused=True)
+        if self.step and self._optimizer_state is not None and self._judge_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
-            for group in optimizer.param_groups:  # the stored groups carry the flag of the run that wrote them
-                group["fused"], group["foreach"] = True, False
+            self._judge.load_state_dict(self._judge_state)
+            for group in [*optimizer.param_groups, *self._judge.param_groups]:
+                group["fused"], group["foreach"] = True, False  # stored groups carry the flags of the run before
         bar = tqdm(total=total, initial=self.step, desc=STAGES[self.stage], disable=None)
         began = time.monotonic()
         while self.step < total:
@@ -192,6 +247,10 @@ class Trainer:
             "pixel_full",
             "pixel_prefix",
             "bits",
+            "discriminator",
+            "matching",
+            "adversarial",
+            "scale",
         ]
         fresh = not path.exists()
         with path.open("a", newline="") as stream:
@@ -203,6 +262,7 @@ class Trainer:
     # -- state ----------------------------------------------------------------------------------------------------
 
     _optimizer_state: dict | None = None
+    _judge_state: dict | None = None
 
     def save_checkpoint(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Write the whole state, atomically."""
@@ -213,6 +273,7 @@ class Trainer:
             "seconds": self.seconds,
             "models": {name: part.state_dict() for name, part in self.models.parts().items()},
             "optimizer": optimizer.state_dict() if optimizer is not None else None,
+            "judge": self._judge.state_dict() if optimizer is not None else None,
             "rng": repr(self.rng.bit_generator.state),
         }
         partial = self.out / "checkpoint.pt.part"
@@ -227,14 +288,14 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
-        for name in ("size", "rank", "width", "latent_channels"):
+        for name in ("size", "rank", "norm_rank", "width", "latent_channels"):
             if state["config"][name] != getattr(self.config, name):
                 found = f"{name} {state['config'][name]}, expected {getattr(self.config, name)}"
                 raise TrainingDataError(f"{path}: made with {found}")
         for name, part in self.models.parts().items():
             part.load_state_dict(state["models"][name])
         self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
-        self._optimizer_state = state["optimizer"]
+        self._optimizer_state, self._judge_state = state["optimizer"], state["judge"]
         self.rng.bit_generator.state = ast.literal_eval(state["rng"])
         return True
 
@@ -249,17 +310,17 @@ class Trainer:
             return generator.decoder(latents).float()
         u, v = self.models.encoder.head(latents)
         u = torch.round(u / step) * step
-        return generator.generate(generator.space.compose(u[..., :rank], v[:, :rank], self.config.rank)).float()
+        return generator.generate(generator.space.compose(u[..., :rank], v[:, :rank], self.config.norm_rank)).float()
 
     def _evaluating(self) -> None:
         for part in self.models.parts().values():
             part.eval()
 
     def save_samples(self, path: Path) -> None:
-        """Write a grid: held-out pictures; autoencoder; ranks 2, 4, 8 and the full rank."""
+        """Write a grid: held-out pictures; the autoencoder; ranks from 2 by octaves."""
         self._evaluating()
         frames = self.held.centres(self.config.size, 8).to(self.device)
-        ranks: list[int | None] = [None, 2, 4, 8, self.config.rank] if self.stage else [None]
+        ranks: list[int | None] = [None, *_octaves(self.config.rank)] if self.stage else [None]
         rows = [frames, *(self.reconstruct(frames, rank) for rank in ranks)]
         grid = torch.stack(rows).clamp(-1, 1).add(1).mul(127.5).round().byte()  # [rows, N, 3, H, W]
         image = grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [rows * H, N * W, 3]
@@ -270,7 +331,7 @@ class Trainer:
         self._evaluating()
         frames = self.held.centres(self.config.size)
         out = {}
-        for rank in [None, 1, 2, 4, 8, self.config.rank]:
+        for rank in [None, 1, *_octaves(self.config.rank)]:
             errors = []
             for batch in frames.split(16):
                 output = self.reconstruct(batch.to(self.device), rank).clamp(-1, 1).cpu()
@@ -306,10 +367,12 @@ ranks 1 to {config.rank}. Written by `python -m experiments.train_generator`.
 
 - Data: {len(self.training.pictures)} pictures of {len(sources)} sources, no video;
   {len(self.held.pictures)} pictures more were held out.
-- Steps (autoencoder, latent, joint): {config.steps}; frames a step: {config.batch}; seed {config.seed}.
+- Start: {self.start or "from nothing"}.
+- Steps (autoencoder, latent, joint, adversarial): {config.steps}; frames a step: {config.batch}; seed {config.seed}.
 - Hardware: {hardware} ({platform.machine()}), torch {torch.__version__}; {self.seconds / 60:.0f} minutes of training.
-- Losses: mean absolute error and SSIM on three scales; latent squared error; an estimate of the prompts' bits. No
-  perceptual network, so that LPIPS and SSIMULACRA2 stay honest measurements.
+- Losses: mean absolute error and SSIM on three scales; latent squared error; an estimate of the prompts' bits; in the
+  adversarial stage a patch discriminator trained along and its features. No network that a metric knows, so that LPIPS
+  and SSIMULACRA2 stay honest measurements.
 - Parameters (million): UNet {millions(generator.unet)}, decoder {millions(generator.decoder)}, encoder, which only the
   packager needs, {millions(encoder)}.
 

@@ -43,7 +43,7 @@ def run(pictures, out, *more):
 @pytest.mark.slow
 def test_trains_exports_and_loads(pictures, tmp_path):
     out = tmp_path / "run"
-    assert run(pictures, out, "--steps", "2,2,2") == 0
+    assert run(pictures, out, "--steps", "2,2,2,2") == 0
     assert (out / "samples_joint.png").stat().st_size > 0
     card = (out / "export" / "MODEL_CARD.md").read_text()
     assert "rank 4" in card
@@ -53,17 +53,17 @@ def test_trains_exports_and_loads(pictures, tmp_path):
     assert u.shape == (1, 16, 4)
     assert v.shape == (1, 4, 128)
     assert generator.generate(generator.space.compose(u, v, 4)).shape == (1, 3, 64, 64)
-    assert run(pictures, out, "--steps", "2,2,2") == 0  # finished: resumes at the end and exports again
+    assert run(pictures, out, "--steps", "2,2,2,2") == 0  # finished: resumes at the end and exports again
 
 
 @pytest.mark.slow
 def test_stops_in_time_and_resumes_with_the_same_settings_only(pictures, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(pictures, out, "--steps", "2,2,2", "--minutes", "1e-9") == 0
+    assert run(pictures, out, "--steps", "2,2,2,2", "--minutes", "1e-9") == 0
     assert not (out / "export").exists()
-    assert run(pictures, out, "--steps", "2,2,2", "--rank", "3") == 1
+    assert run(pictures, out, "--steps", "2,2,2,2", "--rank", "3") == 1
     assert "made with rank 4, expected 3" in capsys.readouterr().err
-    assert run(pictures, out, "--steps", "2,2,2") == 0
+    assert run(pictures, out, "--steps", "2,2,2,2") == 0
     assert (out / "export" / "promptdash.json").exists()
 
 
@@ -85,7 +85,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 def test_bad_arguments_are_one_line(pictures, tmp_path, capsys):
     assert run(pictures, tmp_path / "out", "--steps", "1,2") == 1
-    assert capsys.readouterr().err == "train_generator: --steps 1,2: expected three numbers\n"
+    assert capsys.readouterr().err == "train_generator: --steps 1,2: expected four numbers\n"
 
 
 def test_sinusoids_tell_cells_apart():
