@@ -1,4 +1,4 @@
-"""Command line of the packager: `python -m packager build VIDEO` and `python -m packager inspect FOLDER|FILE`."""
+"""Command line of the packager: `build` a video, `inspect` what is in a package, `serve` packages over HTTP."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     defaults = BuildConfig()
     parser = argparse.ArgumentParser(
-        prog="python -m packager", description="Package a video for streaming, and look into packages."
+        prog="python -m packager", description="Package a video for streaming, look into packages, publish them."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser(
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--fit", choices=("crop", "pad"), default=defaults.fit, help="for another shape than the size's"
     )
+    source.add_argument("--seconds", type=float, default=0.0, metavar="S", help="only the first S (default: all)")
     source.add_argument("--fps", type=float, default=0.0, help="constant frame rate (default: the video's)")
     prompts = build.add_argument_group("prompts")
     prompts.add_argument("--ranks", type=_numbers, default=defaults.ranks, metavar="R,R...", help="default 2,4,8,16")
@@ -88,6 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("path", type=Path, metavar="FOLDER|FILE")
+    serve = commands.add_parser(
+        "serve",
+        help="publish packages over HTTP",
+        description="Publish the packages below a folder over HTTP, until Ctrl-C. / lists them (docs/streaming.md).",
+    )
+    serve.set_defaults(run=_serve)
+    serve.add_argument("root", type=Path, metavar="DIR", help="a folder of packages, or one package")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=int, default=8080, help="default 8080; 0: any free one")
+    serve.add_argument("--access-log", default="-", metavar="FILE", help="default -: stderr; none: no access log")
     return parser
 
 
@@ -116,6 +127,7 @@ def _build(options: argparse.Namespace) -> int:
         size=options.size,
         fit=options.fit,
         fps=options.fps,
+        seconds=options.seconds,
         metrics=options.metrics,
         device=options.device,
         ranks=options.ranks,
@@ -156,6 +168,31 @@ def _inspect(options: argparse.Namespace) -> int:
 
     print(describe(options.path))
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from packager.server import serve
+
+    def announce(url: str) -> None:
+        print(url, flush=True)
+
+    access_log = _access_log(options.access_log)
+    asyncio.run(serve(options.root, host=options.host, port=options.port, access_log=access_log, on_ready=announce))
+    return 0
+
+
+def _access_log(target: str) -> logging.Logger | None:
+    """Return the logger of requests, which writes to stderr or a file."""
+    if target == "none":
+        return None
+    handler = logging.StreamHandler(sys.stderr) if target == "-" else logging.FileHandler(target)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("packager.access")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    return log
 
 
 class _ProgressBar:

@@ -19,3 +19,7 @@ class EncodeError(PackagerError):
 
 class FolderError(PackagerError):
     """An output folder that cannot be used: another build's, unfinished, damaged, or not ours to replace."""
+
+
+class ServeError(PackagerError):
+    """A folder that cannot be published, or an address that cannot be listened on."""
