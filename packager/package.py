@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from packager.fit import fit_preset
 from packager.folder import SIDECAR_NAME, BuildFolder, SegmentRecord, claim
 from packager.ladder import LadderCodec, PromptLadder, SourceStream, VideoLadder, expected_segments
 from packager.settings import AUTO, BuildConfig, parse_size
-from packager.video import VideoInfo, as_frame_rate, iter_frames, iter_segments, probe, segment_frame_count
+from packager.video import VideoInfo, as_frame_rate, cut_segments, iter_frames, probe, segment_frame_count
 from packager.video_encoders import VIDEO_ENCODERS
 from player.decoder import Decoder
 from player.generator import load_generator, resolve_device
@@ -60,20 +61,18 @@ class Source:
     path: Path
     stream: SourceStream
     fit: str
-    segment_s: float
     digest: str  # SHA-256 of the file
+    frames_taken: int | None = None  # from the start; None: all
 
     def frames(self) -> Iterator[np.ndarray]:
         """Start the video: uint8 [H, W, 3] each."""
         s = self.stream
-        return iter_frames(self.path, width=s.width, height=s.height, fit=self.fit, fps=s.fps)
+        frames = iter_frames(self.path, width=s.width, height=s.height, fit=self.fit, fps=s.fps)
+        return islice(frames, self.frames_taken)
 
     def segments(self) -> Iterator[np.ndarray]:
         """Start the video: uint8 [T, H, W, 3] each."""
-        s = self.stream
-        return iter_segments(
-            self.path, width=s.width, height=s.height, fit=self.fit, segment_s=self.segment_s, fps=s.fps
-        )
+        return cut_segments(self.frames(), self.stream.segment_frames)
 
 
 def build_prompts(
@@ -160,8 +159,12 @@ def open_source(video: str | Path, config: BuildConfig, *, native_size: tuple[in
     width, height = parse_size(config.size) or native_size
     fps = as_frame_rate(config.fps) if config.fps else info.fps
     count = segment_frame_count(config.segment_s, fps)
-    stream = SourceStream(width, height, fps, count, _expected_frames(info, fps))
-    return Source(Path(video), stream, config.fit, config.segment_s, _file_digest(Path(video)))
+    taken = max(1, round(config.seconds * fps)) if config.seconds else None
+    expected = _expected_frames(info, fps)
+    if taken is not None:
+        expected = taken if expected is None else min(expected, taken)
+    stream = SourceStream(width, height, fps, count, expected)
+    return Source(Path(video), stream, config.fit, _file_digest(Path(video)), taken)
 
 
 def build(
@@ -306,6 +309,7 @@ def _identity(source: Source, codec: LadderCodec, config: BuildConfig) -> dict[s
         "crop_or_pad": source.fit,
         "fps": str(stream.fps),
         "segment_frames": stream.segment_frames,
+        "frames_taken": source.frames_taken,
         "metrics": list(config.metrics),
         "device": config.device,
         **codec.identity(),

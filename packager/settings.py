@@ -26,6 +26,8 @@ class BuildConfig:
     """How other shapes are fitted: crop (cut to the centre) or pad (black borders)."""
     fps: float = 0.0
     """Constant frame rate; 0 keeps the video's own. NTSC rates such as 29.97 mean the exact fraction, 30000/1001."""
+    seconds: float = 0.0
+    """How much of the video is packaged, from its start, in seconds; 0 is all of it."""
     metrics: list[str] = field(default_factory=lambda: [AUTO])
     """Quality metrics by name; auto is everything this machine can measure."""
     device: str = AUTO
@@ -54,6 +56,8 @@ class BuildConfig:
             raise BuildError(f"fit={self.fit}: expected crop or pad")
         if not 0 <= self.fps <= 240:
             raise BuildError(f"fps={self.fps:g}: expected up to 240 frames/s, or 0 for the video's own")
+        if not 0 <= self.seconds <= 1e6:
+            raise BuildError(f"seconds={self.seconds:g}: expected a length above zero, or 0 for the whole video")
         for name, least in (("interval", 1), ("iterations", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise BuildError(f"{name}={getattr(self, name)}: expected {least} or more")

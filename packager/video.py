@@ -108,8 +108,13 @@ def iter_segments(
     """
     rate = probe(path).fps if fps is None else fps
     count = segment_frame_count(segment_s, rate)
+    return cut_segments(iter_frames(path, width=width, height=height, fit=fit, fps=rate), count)
+
+
+def cut_segments(frames: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Yield frames stacked to segments of `count`, the last with what is left."""
     batch: list[np.ndarray] = []
-    for frame in iter_frames(path, width=width, height=height, fit=fit, fps=rate):
+    for frame in frames:
         batch.append(frame)
         if len(batch) == count:
             yield np.stack(batch)

@@ -306,7 +306,7 @@ def test_h265_ladder_has_the_same_segments(video, prompts, prompt_config, tmp_pa
 def test_h265_keeps_whole_representations_when_killed(video, prompt_config, tmp_path, monkeypatch):
     config = replace(prompt_config, bitrates_bps=[60_000, 150_000])
     build_h265(video, tmp_path / "whole", config)
-    original, calls = ladder.encode_h265, []
+    original, calls = ladder.encode_video, []
 
     def dies_second(*args, bitrate_bps, **options):
         calls.append(bitrate_bps)
@@ -315,7 +315,7 @@ def test_h265_keeps_whole_representations_when_killed(video, prompt_config, tmp_
             raise KilledError
         return result
 
-    monkeypatch.setattr(ladder, "encode_h265", dies_second)
+    monkeypatch.setattr(ladder, "encode_video", dies_second)
     with pytest.raises(KilledError):
         build_h265(video, tmp_path / "out", config)
     build_h265(video, tmp_path / "out", config, resume=True)
@@ -345,3 +345,11 @@ def test_settings_name_the_input_and_the_versions(finished, video):
     assert content["identity"]["video_sha256"] == hashlib.sha256(video.read_bytes()).hexdigest()
     assert content["environment"]["versions"]["torch"]
     assert content["environment"]["metrics"] == ["psnr_db"]
+
+
+def test_only_the_first_seconds_are_packaged(video, prompt_config, tmp_path):
+    config = replace(prompt_config, seconds=0.5, bitrates_bps=[60_000])
+    presentation = build_h265(video, tmp_path / "start", config).presentation
+    assert presentation.manifest.duration_s == pytest.approx(0.5, abs=0.5 / float(presentation.manifest.fps))
+    with pytest.raises(FolderError, match="frames_taken"):
+        build_h265(video, tmp_path / "start", replace(config, seconds=0.0))
