@@ -1,4 +1,4 @@
-"""`fixed`: always the same representation, the yardstick for every other controller."""
+"""`fixed`, `lowest`, `highest`: always the same representation, the yardsticks for every other controller."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ class Fixed:
     def choose(self, observation: Observation) -> Decision:
         """See `abr.base.Abr`."""
         return Decision(self.representation, reason="fixed")
+
+
+def lowest_controller(ladder: Ladder, *, buffer_capacity_s: float) -> Fixed:
+    """Build `lowest`: the least rebuffering any controller can have."""
+    return Fixed(ladder, buffer_capacity_s=buffer_capacity_s, representation=0)
+
+
+def highest_controller(ladder: Ladder, *, buffer_capacity_s: float) -> Fixed:
+    """Build `highest`: the best quality at any price in rebuffering."""
+    return Fixed(ladder, buffer_capacity_s=buffer_capacity_s, representation=-1)

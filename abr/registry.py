@@ -16,7 +16,10 @@ from abr.base import Abr, Ladder
 from abr.bola import Bola
 from abr.buffer_based import BufferBased
 from abr.errors import AbrError, OptionError, PluginError, UnknownControllerError
-from abr.fixed import Fixed
+from abr.fixed import Fixed, highest_controller, lowest_controller
+from abr.linear_buffer import IndexMap, SizeMap
+from abr.mpc import mpc_controller, quality_mpc_controller, robust_mpc_controller
+from abr.rate_based import Festive, HarmonicRate
 from abr.throughput import ewma_controller, harmonic_controller
 
 log = logging.getLogger(__name__)
@@ -24,10 +27,19 @@ log = logging.getLogger(__name__)
 ENTRY_POINT_GROUP = "promptdash.abr"
 
 BUILT_IN: dict[str, Callable[..., Abr]] = {
+    "bb": IndexMap,
     "bba": BufferBased,
     "bola": Bola,
     "ewma": ewma_controller,
+    "festive": Festive,
     "fixed": Fixed,
+    "highest": highest_controller,
+    "lowest": lowest_controller,
+    "mpc": mpc_controller,
+    "puffer_bba": SizeMap,
+    "quality_mpc": quality_mpc_controller,
+    "rb": HarmonicRate,
+    "robustmpc": robust_mpc_controller,
     "throughput": harmonic_controller,
 }
 

@@ -90,7 +90,8 @@ def test_unknown_names_list_the_known_ones(install):
     install(("cautious", "mine:Cautious"))
     with pytest.raises(UnknownControllerError) as error:
         create_abr("bolla", LADDER, buffer_capacity_s=20.0)
-    assert str(error.value) == "unknown controller 'bolla'; known: bba, bola, cautious, ewma, fixed, throughput"
+    known = ", ".join(sorted([*abr.registry.BUILT_IN, "cautious"]))
+    assert str(error.value) == f"unknown controller 'bolla'; known: {known}"
 
 
 def test_unknown_options_list_the_known_ones():
@@ -178,8 +179,8 @@ def test_list_names_every_controller_and_the_broken_plug_in(install, capsys):
     install(("broken", "absent:Controller"))
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["bba", "bola", "broken", "ewma", "fixed", "throughput"]
-    assert "ModuleNotFoundError" in lines[2]
+    assert [line.split()[0] for line in lines] == sorted([*abr.registry.BUILT_IN, "broken"])
+    assert "ModuleNotFoundError" in next(line for line in lines if line.startswith("broken"))
 
 
 def observation_file(tmp_path, **change):
