@@ -11,3 +11,7 @@ class LinkError(EmulatorError, ValueError):
 
 class TransportError(EmulatorError, ValueError):
     """A transport or a request was described wrongly."""
+
+
+class RealTimeError(EmulatorError):
+    """The real-time shell or proxy cannot start here: something is missing, busy or not permitted."""
