@@ -1,6 +1,18 @@
 """Bitrate controllers and throughput estimators: pure functions of what the player sees."""
 
-from abr.base import Abandoning, Abr, Decision, Ladder, Observation, Progress, ThroughputSample
+from abr.base import (
+    Abandoning,
+    Abr,
+    Buffered,
+    Decision,
+    Ladder,
+    Learning,
+    Observation,
+    Outcome,
+    Progress,
+    ThroughputSample,
+    Upgrading,
+)
 from abr.config import AbrConfig
 from abr.errors import AbrError, LadderError, ObservationError, OptionError, PluginError, UnknownControllerError
 from abr.path import PathModel
@@ -12,13 +24,16 @@ __all__ = [
     "Abr",
     "AbrConfig",
     "AbrError",
+    "Buffered",
     "Decision",
     "Ladder",
     "LadderError",
+    "Learning",
     "NaiveEstimator",
     "Observation",
     "ObservationError",
     "OptionError",
+    "Outcome",
     "PathModel",
     "PluginError",
     "Progress",
@@ -26,6 +41,7 @@ __all__ = [
     "SlowStartEstimator",
     "ThroughputSample",
     "UnknownControllerError",
+    "Upgrading",
     "create_abr",
     "create_estimator",
     "known_names",

@@ -31,6 +31,9 @@ class Ladder:
     """R identifiers, as in the manifest; "0", "1", ... if not given."""
     init_bytes: NDArray[np.int64] | None = None
     """[R] size of the init segment that must be fetched before a representation's first segment, or None."""
+    layer_bytes: NDArray[np.int64] | None = None
+    """[S, R] of a layered ladder: bytes of layer r of each segment, > 0. Representation r is the layers 0..r, so that
+    its `segment_bytes` are their sum, and a segment held in one representation is upgraded by the layers above it."""
 
     def __post_init__(self) -> None:
         bitrate = _read_only(self.bitrate_bps, np.float64, "bitrate_bps", 1)
@@ -59,6 +62,12 @@ class Ladder:
             values["init_bytes"] = _read_only(self.init_bytes, np.int64, "init_bytes", 1)
             if values["init_bytes"].shape != (count,) or np.any(values["init_bytes"] < 0):
                 raise LadderError(f"init_bytes: {count} non-negative sizes expected, not {self.init_bytes}")
+        if self.layer_bytes is not None:
+            values["layer_bytes"] = _read_only(self.layer_bytes, np.int64, "layer_bytes", 2)
+            if not (values["layer_bytes"].shape == sizes.shape and np.all(values["layer_bytes"] > 0)):
+                raise LadderError("layer_bytes: a positive size for every segment and representation expected")
+            if not np.array_equal(np.cumsum(values["layer_bytes"], axis=1), sizes):
+                raise LadderError("layer_bytes: segment_bytes must be the sums of the layers up to each representation")
         for name, value in {**values, "names": names}.items():
             object.__setattr__(self, name, value)
 
@@ -71,6 +80,12 @@ class Ladder:
     def representations(self) -> int:
         """Number of representations R."""
         return len(self.bitrate_bps)
+
+    def upgrade_bytes(self, segment: int, representation: int, held: int | None = None) -> int:
+        """Bytes to fetch for a segment in `representation` by a player that holds it in `held` (None: not at all)."""
+        if self.layer_bytes is None or held is None:
+            return int(self.segment_bytes[segment, representation])
+        return int(self.layer_bytes[segment, held + 1 : representation + 1].sum())
 
     def highest_within(self, rate_bps: float) -> int:
         """Index of the highest representation whose average bitrate is at most `rate_bps`; 0 if none is."""
@@ -101,6 +116,16 @@ class ThroughputSample:
 
 
 @dataclass(frozen=True)
+class Buffered:
+    """A downloaded segment that has not begun to play, so that it can still be replaced by a better version."""
+
+    segment: int
+    representation: int
+    starts_in_s: float
+    """Playing time until its first frame."""
+
+
+@dataclass(frozen=True)
 class Observation:
     """Everything a controller may look at when it chooses the next segment's representation."""
 
@@ -120,6 +145,10 @@ class Observation:
     """Whether playback runs: False at startup and while rebuffering."""
     render_speed: float | None = None
     """How many times faster than real time segments are rendered; None if unknown or free."""
+    held_back_s: float = 0.0
+    """How long this request has just been held back because the buffer was full."""
+    buffered: tuple[Buffered, ...] = field(default=())
+    """What may be upgraded, in order of playback."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +163,8 @@ class Decision:
     """The rate the controller believed in, for the log; None if it used none."""
     reason: str = ""
     """One line for the log: which rule decided and on what numbers."""
+    segment: int | None = None
+    """A buffered segment to fetch again in a higher `representation`, before the one that was asked for; None: that."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +185,21 @@ class Progress:
     """When the first bytes of the answer arrived; None: not yet."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a request ended."""
+
+    observation: Observation
+    """What the player sees now; `segment_index` is the segment that was fetched."""
+    representation: int
+    """The representation that was fetched."""
+    request_s: float
+    is_upgrade: bool
+    """Whether a buffered segment was fetched again, or an enhancement of it."""
+    abandoned_for: int | None = None
+    """The representation to fetch instead, if the controller gave up; None: the segment has arrived."""
+
+
 class Abr(Protocol):
     """A controller. One instance serves one session; it may keep state, and it never reads a clock."""
 
@@ -168,6 +214,28 @@ class Abandoning(Abr, Protocol):
 
     def abandon(self, progress: Progress) -> int | None:
         """Return the lower representation to fetch the segment in instead, or None to go on."""
+        ...
+
+
+@runtime_checkable
+class Learning(Abr, Protocol):
+    """A controller that keeps account of what became of its decisions."""
+
+    def learn(self, outcome: Outcome) -> None:
+        """Take in how a request ended. Called when it ends, before the next choice; not after failures."""
+        ...
+
+
+@runtime_checkable
+class Upgrading(Abr, Protocol):
+    """A controller that uses an idle link to improve what is buffered."""
+
+    def upgrade(self, observation: Observation) -> Decision | None:
+        """Name a buffered segment and a higher representation for it; None: leave the link idle.
+
+        Asked while nothing else can be fetched: the buffer is full, or the whole programme is downloaded. Then
+        `segment_index` is the number of segments.
+        """
         ...
 
 

@@ -24,6 +24,8 @@ class PlayerConfig:
     """Further attempts at a representation after a failure (dash.js: 3); then as many at the lowest; then a gap."""
     backoff_s: float = 1.0
     """Pause before the first retry, doubled before each further one (Shaka Player: 1 s, factor 2)."""
+    reconsider_abandoned: bool = False
+    """After an abandonment ask the controller afresh, instead of fetching the representation that it named."""
     render_fps: float | None = None
     """Frames per second that the simulated renderer makes; None: rendering costs no time. The driver reads it."""
 

@@ -105,7 +105,7 @@ class RequestFailed(Event):
 
 @dataclass(frozen=True)
 class RequestAbandoned(Event):
-    """The controller gave up a request in flight."""
+    """A request in flight was given up: by the controller for a smaller one, or as an upgrade that came too late."""
 
     representation: int
     """What was being fetched."""
@@ -116,6 +116,19 @@ class RequestAbandoned(Event):
     def value(self) -> float:
         """The bytes that had arrived."""
         return float(self.received_bytes)
+
+
+@dataclass(frozen=True)
+class SegmentUpgraded(Event):
+    """A buffered segment will be shown in a better representation than it was downloaded in at first."""
+
+    representation: int
+    """What it will be shown in."""
+
+    @property
+    def value(self) -> float:
+        """The new representation."""
+        return float(self.representation)
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,7 @@ _NAMES: dict[type[Event], str] = {
     RebufferingStarted: "rebuffering_start",
     RebufferingEnded: "rebuffering_end",
     RequestAbandoned: "abandon",
+    SegmentUpgraded: "upgrade",
     SegmentSkipped: "skip",
     PlaybackEnded: "end",
 }

@@ -51,21 +51,22 @@ class SegmentRow:
     init_bytes: int = 0
     """Init segment fetched with it, at a representation's first use."""
     wasted_bytes: int = 0
-    """Bytes of failed and abandoned attempts."""
+    """Bytes of failed and abandoned attempts, and of versions that an upgrade replaced."""
     retries: int = 0
     abandonments: int = 0
     """Requests that the controller gave up."""
+    upgrades: int = 0
+    """Better versions, or enhancements, that came in time; `size_bytes` is all of what is shown."""
+    upgraded_s: float | None = None
+    """When the last of them was ready to be shown; request and arrival above are the first version's."""
+    throughput_bps: float | None = None
+    """Of the first version, its init segment included."""
     downloaded: bool = False
     skipped: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as logged: the fields, and bitrate and throughput from them."""
-        row = asdict(self)
-        row["bitrate_bps"] = 8 * self.size_bytes / self.duration_s
-        row["throughput_bps"] = None
-        if self.finish_s is not None and self.request_s is not None and self.finish_s > self.request_s:
-            row["throughput_bps"] = 8 * (self.size_bytes + self.init_bytes) / (self.finish_s - self.request_s)
-        return row
+        """Return the row as logged: the fields, and the bitrate."""
+        return {**asdict(self), "bitrate_bps": 8 * self.size_bytes / self.duration_s}
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def build_log(rows: Sequence[SegmentRow], playback: Playback, ladder: Ladder) ->
     Summary: startup_delay_s + played_s + rebuffered_s = elapsed_s; rebuffering_ratio = rebuffered / (played +
     rebuffered); rebuffering_count; switches between segments played one after the other; mean_bitrate_bps = bytes of
     downloaded segments and their init segments * 8 / their playing time; downloaded_bytes, wasted_bytes; segments
-    downloaded; skipped_segments and skipped_s; timeouts, errors, retries, abandonments; ended (1 or 0).
+    downloaded; skipped_segments and skipped_s; timeouts, errors, retries, abandonments, upgrades; ended (1 or 0).
     """
     events = playback.events
     ended = playback.state is PlaybackState.ENDED
@@ -165,6 +166,7 @@ def _summary(rows: Sequence[SegmentRow], playback: Playback, events: Sequence[Ev
         "errors": sum(event.name == "error" for event in failures),
         "retries": sum(row.retries for row in rows),
         "abandonments": sum(row.abandonments for row in rows),
+        "upgrades": sum(row.upgrades for row in rows),
         "ended": int(playback.state is PlaybackState.ENDED),
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from player.errors import SessionError
 from player.events import (
@@ -127,6 +127,14 @@ class Playback:
         self.rendered_s += duration_s
         self._awaited = segment + 1
         return content_s
+
+    def upgrade(self, segment: int, representation: int) -> bool:
+        """Show a segment in another version of it; False if its first frame has been shown already."""
+        for place, item in enumerate(self._queue):
+            if item.segment == segment:
+                self._queue[place] = replace(item, representation=representation)
+                return True
+        return False
 
     def close(self) -> None:
         """Say that no more media will come."""

@@ -12,7 +12,8 @@ Rules. One request at a time. A segment is requested when it fits under the buff
 downloaded and not yet played, rendered or not; one longer than the cap is requested when the buffer is empty. A failed
 request is repeated `retries` times with growing pauses, then as often at the lowest representation (hls.js's emergency
 switch); then the segment is skipped and playback jumps the gap (dash.js): its time counts as neither played nor
-rebuffered. Always: startup + played + rebuffered = elapsed.
+rebuffered. A controller may have a buffered segment fetched again in a better representation, or its missing layers,
+until its first frame is shown. Always: startup + played + rebuffered = elapsed.
 """
 
 from __future__ import annotations
@@ -20,87 +21,33 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
 
 from abr import (
-    Abandoning,
     Abr,
     AbrError,
+    Buffered,
     Decision,
     Ladder,
     Observation,
+    Outcome,
     Progress,
     SlowStartEstimator,
     ThroughputSample,
 )
+from player.adviser import Adviser
 from player.config import PlayerConfig
 from player.errors import SessionError
-from player.events import Event, RequestAbandoned, RequestFailed, SegmentPlayed, SegmentSkipped
+from player.events import Event, RequestAbandoned, RequestFailed, SegmentPlayed, SegmentSkipped, SegmentUpgraded
 from player.log import SegmentRow, SessionLog, build_log
 from player.playback import CLOCK_TOLERANCE_S, MEDIA_TOLERANCE_S, Playback, PlaybackState
+from player.request import Action, Delivered, Finished, InFlight, Pending, Request, TransferLike, Wait
+
+__all__ = ["Action", "Finished", "Request", "Session", "TransferLike", "Wait"]
 
 log = logging.getLogger(__name__)
 
 SAMPLE_HISTORY = 64
 """Transfers a controller gets to see."""
-MAX_BACKOFF_S = 60.0
-"""Longest pause between two attempts."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Fetch this segment now; report within `timeout_s`."""
-
-    segment: int
-    representation: int
-    size_bytes: int
-    """Bytes to fetch: the segment and, if the representation is used for the first time, its init segment."""
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing to do before `until_s` (may be infinite) unless something arrives earlier."""
-
-    until_s: float
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The session is over."""
-
-
-Action = Request | Wait | Finished
-
-
-class TransferLike(Protocol):
-    """What a driver reports of a finished download; `emulator.Transfer` is one."""
-
-    @property
-    def request_s(self) -> float: ...
-    @property
-    def first_byte_s(self) -> float: ...
-    @property
-    def finish_s(self) -> float: ...
-    @property
-    def size_bytes(self) -> int: ...
-
-
-@dataclass
-class _Pending:
-    """The segment to fetch next, as decided, and how the attempts at it went."""
-
-    segment: int
-    representation: int
-    not_before_s: float
-    failures: int = 0
-
-
-@dataclass(frozen=True)
-class _InFlight:
-    request: Request
-    sent_s: float
 
 
 class Session:
@@ -109,7 +56,8 @@ class Session:
     def __init__(self, ladder: Ladder, abr: Abr, config: PlayerConfig | None = None) -> None:
         self.ladder = ladder
         self.config = config or PlayerConfig()
-        self._abr = abr
+        self.controller = abr
+        self._adviser = Adviser(abr, ladder)
         longest_s = float(ladder.segment_duration_s.max())
         self.capacity_s = max(self.config.buffer_s, longest_s)
         if longest_s > self.config.buffer_s:
@@ -121,9 +69,11 @@ class Session:
         self._playback: Playback | None = None  # made at the first next_action, which starts the clock
         self._downloaded_s = 0.0  # content time
         self._segment = 0
-        self._pending: _Pending | None = None
-        self._in_flight: _InFlight | None = None
-        self._rendering: deque[int] = deque()
+        self._pending: Pending | None = None
+        self._in_flight: InFlight | None = None
+        self._rendering: deque[Delivered] = deque()
+        self._buffered: dict[int, tuple[int, float]] = {}  # segment -> representation, content time; until it plays
+        self._held_back_since_s: float | None = None
         self._samples: deque[ThroughputSample] = deque(maxlen=SAMPLE_HISTORY)
         self._last_representation: int | None = None
         self._have_init: set[int] = set()
@@ -153,7 +103,7 @@ class Session:
     @property
     def wants_progress(self) -> bool:
         """Whether reports of progress can change anything; a simulator need not step without it."""
-        return isinstance(self._abr, Abandoning)
+        return self._adviser.may_abandon or (self._pending is not None and self._pending.held is not None)
 
     def events(self) -> list[Event]:
         """Return everything that happened so far, in order of time."""
@@ -177,14 +127,10 @@ class Session:
             return Finished()
         if self._in_flight is not None:
             return Wait(max(self._in_flight.sent_s + self.config.timeout_s, now_s))
-        if self._segment == self.ladder.segments:
-            return self._wait_for_playback(now_s)
         if self._pending is None:
-            excess_s = self._excess_s()
-            if excess_s > MEDIA_TOLERANCE_S:
-                self._try_start()
-                return Wait(now_s + excess_s if self._playback.state is PlaybackState.PLAYING else math.inf)
-            self._pending = self._decide(now_s)
+            self._pending = self._decide_upgrade() if self._is_full() else self._decide()
+            if self._pending is None:
+                return self._wait_for_playback(now_s)
         if now_s < self._pending.not_before_s:
             return Wait(self._pending.not_before_s)
         return self._send(now_s, self._pending)
@@ -197,12 +143,16 @@ class Session:
         `first_byte_s`, the arrival of its first byte, is known.
         """
         in_flight = self._expect_in_flight("on_progress")
-        request, pending = in_flight.request, self._expect_pending()
-        if not 0 <= received_bytes <= request.size_bytes:
-            raise SessionError(f"{received_bytes} bytes received of {request.size_bytes}")
+        request = in_flight.request
+        self._check_received(received_bytes)
         self._advance(now_s)
-        if not isinstance(self._abr, Abandoning) or received_bytes == request.size_bytes:
+        if received_bytes == request.size_bytes:
             return False
+        if request.held is not None:
+            if request.segment in self._buffered:
+                return False
+            self._abandon(None, received_bytes, first_byte_s)  # its first frame is on the screen: too late
+            return True
         progress = Progress(
             observation=self._observe(request.segment),
             representation=request.representation,
@@ -211,18 +161,10 @@ class Session:
             request_s=in_flight.sent_s,
             first_byte_s=first_byte_s,
         )
-        target = self._abr.abandon(progress)
-        if target is None:
-            return False
-        if target not in range(request.representation):
-            name = type(self._abr).__name__
-            raise AbrError(f"controller {name} abandons representation {request.representation} for {target!r}")
-        self._throw_away(received_bytes, first_byte_s)
-        self._rows[request.segment].abandonments += 1
-        event = RequestAbandoned(self._clock.now_s, request.segment, request.representation, received_bytes)
-        self._clock.events.append(event)
-        pending.representation = int(target)
-        return True
+        target = self._adviser.abandon(progress)
+        if target is not None:
+            self._abandon(target, received_bytes, first_byte_s)
+        return target is not None
 
     def on_complete(self, now_s: float, transfer: TransferLike) -> None:
         """Take in the answer to the request in flight, whole."""
@@ -240,15 +182,17 @@ class Session:
             raise SessionError(f"impossible transfer: {error}") from error
         self._advance(now_s)
         self._samples.append(sample)
-        row = self._rows[request.segment]
-        row.first_byte_s, row.finish_s = transfer.first_byte_s, transfer.finish_s
-        row.downloaded = True
-        self._have_init.add(request.representation)
-        self._downloaded_s += float(self.ladder.segment_duration_s[request.segment])
-        self._last_representation = request.representation
-        self._rendering.append(request.segment)
+        self._have_init |= self._inits(request.representation, request.held)
         self._in_flight, self._pending = None, None
-        self._segment += 1
+        self._rendering.append(Delivered(in_flight, transfer.finish_s))
+        if request.held is None:
+            self._take_in(in_flight, sample)
+        else:
+            self._rows[request.segment].wasted_bytes += request.size_bytes - in_flight.init_bytes  # until it is shown
+            self._rows[request.segment].init_bytes += in_flight.init_bytes
+            if request.segment in self._buffered:
+                self._buffered[request.segment] = (request.representation, self._buffered[request.segment][1])
+        self._tell(request, in_flight.sent_s)
 
     def on_error(
         self, now_s: float, reason: str, received_bytes: int = 0, *, first_byte_s: float | None = None
@@ -261,38 +205,34 @@ class Session:
         """
         in_flight = self._expect_in_flight("on_error")
         request, pending = in_flight.request, self._expect_pending()
-        if not 0 <= received_bytes <= request.size_bytes:
-            raise SessionError(f"{received_bytes} bytes received of {request.size_bytes}")
+        self._check_received(received_bytes)
         self._advance(now_s)
         self._throw_away(received_bytes, first_byte_s)
         row = self._rows[request.segment]
-        self._clock.events.append(RequestFailed(self._clock.now_s, request.segment, reason, received_bytes))
-        pending.failures += 1
-        pause_s = min(self.config.backoff_s * 2.0 ** min(pending.failures - 1, 60), MAX_BACKOFF_S)
-        if pending.failures > self.config.retries:
-            if pending.representation == 0:
-                self._skip(request.segment)
-                return
-            pending.representation, pending.failures, pause_s = 0, 0, min(self.config.backoff_s, MAX_BACKOFF_S)
-        row.retries += 1
-        pending.not_before_s = self._clock.now_s + pause_s
+        self._note(RequestFailed(self._clock.now_s, request.segment, reason, received_bytes))
+        if pending.fail(self._clock.now_s, self.config):
+            row.retries += 1
+            return
+        self._pending = None
+        if request.held is None:
+            self._skip(request.segment)
 
     def on_rendered(self, now_s: float, segment: int) -> None:
         """Take in that the oldest downloaded segment is rendered, so that it can be shown."""
-        if not self._rendering or self._rendering[0] != segment:
-            expected = f"segment {self._rendering[0]}" if self._rendering else "none"
+        if not self._rendering or self._rendering[0].segment != segment:
+            expected = f"segment {self._rendering[0].segment}" if self._rendering else "none"
             raise SessionError(f"segment {segment} rendered, but {expected} is waiting to be")
         self._advance(now_s)
-        now_s = self._clock.now_s
-        self._rendering.popleft()
+        now_s, delivered = self._clock.now_s, self._rendering.popleft()
         row = self._rows[segment]
-        duration_s = float(self.ladder.segment_duration_s[segment])
-        begin_s = self._render_free_s if row.finish_s is None else max(row.finish_s, self._render_free_s)
-        render_s = now_s - begin_s
-        self._render_speed = duration_s / render_s if render_s > 0 else None
+        render_s = now_s - max(delivered.finish_s, self._render_free_s)
+        self._render_speed = row.duration_s / render_s if render_s > 0 else None
         self._render_free_s = now_s
-        row.rendered_s, row.render_s = now_s, max(render_s, 0.0)
-        row.content_start_s = self._clock.append(segment, row.representation, duration_s)
+        if delivered.fetched.request.held is not None:
+            self._upgrade(delivered.fetched)
+        else:
+            row.rendered_s, row.render_s = now_s, max(render_s, 0.0)
+            row.content_start_s = self._clock.append(segment, row.representation, row.duration_s)
         self._settle()
 
     # How it decides.
@@ -315,14 +255,15 @@ class Session:
         for event in events[self._seen_events :]:
             if isinstance(event, SegmentPlayed) and event.segment is not None:
                 self._rows[event.segment].play_start_s = event.time_s
+                self._buffered.pop(event.segment, None)
         self._seen_events = len(events)
 
-    def _expect_in_flight(self, caller: str) -> _InFlight:
+    def _expect_in_flight(self, caller: str) -> InFlight:
         if self._in_flight is None:
             raise SessionError(f"{caller} without a request in flight")
         return self._in_flight
 
-    def _expect_pending(self) -> _Pending:
+    def _expect_pending(self) -> Pending:
         if self._pending is None:
             raise SessionError("a request without a decision")
         return self._pending
@@ -331,46 +272,142 @@ class Session:
         """End the request in flight without a segment; count and measure what had arrived."""
         in_flight, self._in_flight = self._expect_in_flight("the end of a request"), None
         self._rows[in_flight.request.segment].wasted_bytes += received_bytes
-        if first_byte_s is not None and received_bytes > 0:
+        if first_byte_s is not None and received_bytes > 0 and self.state is not PlaybackState.ENDED:
             times_s = (in_flight.sent_s, first_byte_s, self._clock.now_s)
             try:
                 self._samples.append(ThroughputSample(received_bytes, *times_s, complete=False))
             except AbrError as error:
                 raise SessionError(f"impossible transfer: {error}") from error
 
+    def _note(self, event: Event) -> None:
+        """Log an event; what becomes of an upgrade under way after the end is no part of the session."""
+        if self._clock.state is not PlaybackState.ENDED:
+            self._clock.events.append(event)
+
+    def _check_received(self, received_bytes: int) -> None:
+        size_bytes = self._expect_in_flight("a report of bytes").request.size_bytes
+        if not 0 <= received_bytes <= size_bytes:
+            raise SessionError(f"{received_bytes} bytes received of {size_bytes}")
+
+    def _abandon(self, target: int | None, received_bytes: int, first_byte_s: float | None) -> None:
+        """Give up the request in flight; fetch its segment in `target` next, or (None) decide afresh."""
+        in_flight, pending = self._expect_in_flight("an abandonment"), self._expect_pending()
+        request, row = in_flight.request, self._rows[in_flight.request.segment]
+        self._throw_away(received_bytes, first_byte_s)
+        row.abandonments += 1
+        self._note(RequestAbandoned(self._clock.now_s, request.segment, request.representation, received_bytes))
+        if target is None or self.config.reconsider_abandoned:
+            self._pending = None
+        else:
+            pending.representation = target
+        if target is not None:
+            self._tell(request, in_flight.sent_s, target)
+
+    def _tell(self, request: Request, sent_s: float, abandoned_for: int | None = None) -> None:
+        """Let the controller hear how a request ended."""
+        observation, is_upgrade = self._observe(request.segment), request.held is not None
+        self._adviser.learn(Outcome(observation, request.representation, sent_s, is_upgrade, abandoned_for))
+
+    def _take_in(self, in_flight: InFlight, sample: ThroughputSample) -> None:
+        """Add a segment that has just arrived for the first time."""
+        request = in_flight.request
+        row = self._rows[request.segment]
+        row.first_byte_s, row.finish_s = sample.first_byte_s, sample.finish_s
+        spent_s = sample.finish_s - sample.request_s
+        row.throughput_bps = 8 * sample.size_bytes / spent_s if spent_s > 0 else None
+        row.downloaded = True
+        self._buffered[request.segment] = (request.representation, self._downloaded_s)
+        self._downloaded_s += row.duration_s
+        self._last_representation = request.representation
+        self._segment += 1
+
+    def _upgrade(self, fetched: InFlight) -> None:
+        """Show a segment in the version that has just been rendered, unless its first frame has been shown."""
+        request = fetched.request
+        if not self._clock.upgrade(request.segment, request.representation):
+            return
+        row, size_bytes = self._rows[request.segment], request.size_bytes - fetched.init_bytes
+        row.wasted_bytes -= size_bytes
+        if self.ladder.layer_bytes is None:
+            row.wasted_bytes += row.size_bytes
+            row.size_bytes = 0
+        row.size_bytes += size_bytes
+        row.representation, row.upgraded_s = request.representation, self._clock.now_s
+        row.upgrades += 1
+        self._note(SegmentUpgraded(self._clock.now_s, request.segment, request.representation))
+
+    def _inits(self, representation: int, held: int | None) -> set[int]:
+        """Return the representations whose init segments a request needs and the player lacks."""
+        if self.ladder.layer_bytes is None:
+            return {representation} - self._have_init
+        return set(range(0 if held is None else held + 1, representation + 1)) - self._have_init
+
+    def _init_bytes(self, representation: int, held: int | None) -> int:
+        if self.ladder.init_bytes is None:
+            return 0
+        return int(self.ladder.init_bytes[sorted(self._inits(representation, held))].sum())
+
     def _excess_s(self) -> float:
         """Return how much media must play before the next segment fits; not positive if it fits."""
         return self.buffer_s + float(self.ladder.segment_duration_s[self._segment]) - self.capacity_s
 
+    def _is_full(self) -> bool:
+        """Say whether there is no room, or nothing left, to fetch a further segment."""
+        if self._segment == self.ladder.segments:
+            return True
+        full = self._excess_s() > MEDIA_TOLERANCE_S
+        if full and self._held_back_since_s is None:
+            self._held_back_since_s = self._clock.now_s
+        return full
+
     def _wait_for_playback(self, now_s: float) -> Wait:
-        """All is downloaded: come back when what is rendered has played."""
+        """There is nothing to fetch: come back when there is room again, or when what is rendered has played."""
+        if self._segment < self.ladder.segments:
+            self._try_start()
+            return Wait(now_s + self._excess_s() if self._clock.state is PlaybackState.PLAYING else math.inf)
         playable_s = self._clock.playable_s
         if self._clock.state is PlaybackState.PLAYING and playable_s > MEDIA_TOLERANCE_S:
             return Wait(now_s + playable_s)
         return Wait(math.inf)
 
-    def _decide(self, now_s: float) -> _Pending:
+    def _decide_upgrade(self) -> Pending | None:
+        """Ask the controller what to improve while the link is idle."""
+        self._try_start()
+        decision = self._adviser.upgrade(self._observe(self._segment))
+        return None if decision is None else self._upgrade_of(decision)
+
+    def _upgrade_of(self, decision: Decision) -> Pending:
+        segment = self._segment if decision.segment is None else decision.segment
+        held, _ = self._buffered[segment]
+        return Pending(segment, int(decision.representation), self._clock.now_s, held)
+
+    def _decide(self) -> Pending:
         """Ask the controller for the next segment's representation and open its row."""
         observation = self._observe(self._segment)
-        decision = self._checked(self._abr.choose(observation))
+        decision = self._adviser.choose(observation)
+        self._held_back_since_s = None
+        if decision.segment is not None:
+            return self._upgrade_of(decision)
         # Waiting may not be what drains the buffer, nor prolong a startup or a stop.
         wait_s = min(decision.wait_s, self._clock.playable_s) if observation.playing else 0.0
-        link = self._estimator.estimate(observation.samples, now_s)
-        self._rows.append(
-            SegmentRow(
-                segment=self._segment,
-                representation=int(decision.representation),
-                duration_s=float(self.ladder.segment_duration_s[self._segment]),
-                decided_s=now_s,
-                buffer_s=observation.buffer_s,
-                wait_s=wait_s,
-                estimate_bps=None if decision.estimate_bps is None else float(decision.estimate_bps),
-                link_rate_bps=link.rate_bps if link else None,
-                link_rate_is_bound=link.is_bound if link else None,
-                reason=decision.reason,
-            )
+        link = self._estimator.estimate(observation.samples, observation.now_s)
+        row = SegmentRow(
+            segment=self._segment,
+            representation=int(decision.representation),
+            duration_s=float(self.ladder.segment_duration_s[self._segment]),
+            decided_s=observation.now_s,
+            buffer_s=observation.buffer_s,
+            wait_s=wait_s,
+            estimate_bps=None if decision.estimate_bps is None else float(decision.estimate_bps),
+            link_rate_bps=link.rate_bps if link else None,
+            link_rate_is_bound=link.is_bound if link else None,
+            reason=decision.reason,
         )
-        return _Pending(self._segment, int(decision.representation), now_s + wait_s)
+        if self._segment < len(self._rows):  # asked again after an abandonment
+            before = self._rows.pop()
+            row.wasted_bytes, row.abandonments, row.retries = before.wasted_bytes, before.abandonments, before.retries
+        self._rows.append(row)
+        return Pending(self._segment, row.representation, observation.now_s + wait_s)
 
     def _observe(self, segment: int) -> Observation:
         """Return what a controller may see now of the choice for `segment`."""
@@ -383,45 +420,46 @@ class Session:
             samples=tuple(self._samples),
             playing=self._clock.state is PlaybackState.PLAYING,
             render_speed=self._render_speed,
+            held_back_s=0.0 if self._held_back_since_s is None else self._clock.now_s - self._held_back_since_s,
+            buffered=tuple(
+                Buffered(index, representation, content_s - self._clock.played_s)
+                for index, (representation, content_s) in self._buffered.items()
+            ),
         )
 
-    def _checked(self, decision: Decision) -> Decision:
-        """Return a controller's decision if the session can carry it out; controllers may be foreign code."""
-        name, count = type(self._abr).__name__, self.ladder.representations
-        if not isinstance(decision, Decision):
-            raise AbrError(f"controller {name} answered {decision!r}, not a Decision")
-        if decision.representation not in range(count):
-            raise AbrError(f"controller {name} chose {decision.representation!r}; the ladder has 0..{count - 1}")
-        if not (math.isfinite(decision.wait_s) and decision.wait_s >= 0):
-            raise AbrError(f"controller {name} asked to wait {decision.wait_s} s")
-        return decision
-
-    def _send(self, now_s: float, pending: _Pending) -> Request:
+    def _send(self, now_s: float, pending: Pending) -> Request:
         """Issue the request that `pending` calls for."""
-        representation = pending.representation
-        init_bytes = 0
-        if self.ladder.init_bytes is not None and representation not in self._have_init:
-            init_bytes = int(self.ladder.init_bytes[representation])
-        segment_bytes = int(self.ladder.segment_bytes[pending.segment, representation])
-        row = self._rows[pending.segment]
-        row.representation, row.request_s = representation, now_s
-        row.size_bytes, row.init_bytes = segment_bytes, init_bytes
-        request = Request(pending.segment, representation, segment_bytes + init_bytes, self.config.timeout_s)
-        self._in_flight = _InFlight(request, now_s)
+        segment, representation = pending.segment, pending.representation
+        size_bytes = self.ladder.upgrade_bytes(segment, representation, pending.held)
+        init_bytes = self._init_bytes(representation, pending.held)
+        request = Request(segment, representation, size_bytes + init_bytes, self.config.timeout_s, pending.held)
+        if pending.held is None:
+            row = self._rows[segment]
+            row.representation, row.request_s = representation, now_s
+            row.size_bytes, row.init_bytes = size_bytes, init_bytes
+        self._in_flight = InFlight(request, now_s, init_bytes)
         return request
 
     def _skip(self, segment: int) -> None:
         """Give the segment up."""
         log.warning("segment %d skipped: every attempt failed", segment)
-        self._clock.events.append(SegmentSkipped(self._clock.now_s, segment))
+        self._note(SegmentSkipped(self._clock.now_s, segment))
         self._rows[segment].skipped = True
         self._pending = None
         self._segment += 1
         self._settle()
 
+    def _media_to_come(self) -> bool:
+        """Say whether a segment is on its way that will lengthen what can be played; upgrades will not."""
+        if self._in_flight is not None and self._in_flight.request.held is None:
+            return True
+        return any(item.fetched.request.held is None for item in self._rendering)
+
     def _settle(self) -> None:
         """After media was added or given up: start, resume or end playback if it is time."""
-        if self._segment == self.ladder.segments and not self._rendering and self._in_flight is None:
+        if self._clock.state is PlaybackState.ENDED:
+            return
+        if self._segment == self.ladder.segments and not self._media_to_come():
             self._clock.close()
         self._try_start()
         self._note_plays()
@@ -437,7 +475,7 @@ class Session:
             return
         if clock.playable_s <= MEDIA_TOLERANCE_S:
             return
-        idle = not self._rendering and self._in_flight is None and self._pending is None
+        idle = not self._media_to_come() and (self._pending is None or self._pending.held is not None)
         stuck = idle and (self._segment == self.ladder.segments or self._excess_s() > MEDIA_TOLERANCE_S)
         if stuck or clock.playable_s >= threshold_s - MEDIA_TOLERANCE_S:
             clock.start()

@@ -223,7 +223,7 @@ def test_the_controllers_pause_never_drains_the_buffer():
 )
 def test_an_impossible_decision_is_refused(decision):
     session = make_session()
-    session._abr.choose = lambda observation: decision
+    session.controller.choose = lambda observation: decision
     with pytest.raises(AbrError, match="controller Script"):
         session.next_action(0.0)
 
@@ -233,7 +233,7 @@ def test_what_the_controller_sees():
     fetch(session, 5.0, render=False)
     session.on_rendered(6.5, 0)  # one second of rendering for two of media
     session.next_action(7.0)
-    first, second = session._abr.seen
+    first, second = session.controller.seen
     assert (first.now_s, first.segment_index, first.last_representation, first.samples) == (5.0, 0, None, ())
     assert (first.playing, first.render_speed, first.buffer_s) == (False, None, 0.0)
     assert (second.now_s, second.segment_index, second.last_representation) == (7.0, 1, 0)
@@ -306,7 +306,7 @@ def test_a_cut_transfer_is_a_measurement_if_its_first_byte_is_known():
     now_s, _ = fail(session, now_s, "timeout", 1_000, first_byte_s=1.2)
     fetch(session, now_s)
     session.next_action(now_s + 0.5)
-    samples = session._abr.seen[-1].samples
+    samples = session.controller.seen[-1].samples
     assert [(sample.size_bytes, sample.first_byte_s) for sample in samples] == [(1_000, 1.2), (25_000, 2.25)]
 
 
@@ -343,12 +343,12 @@ def test_an_abandoned_request_is_repeated_in_the_representation_named():
     assert (row["representation"], row["abandonments"], row["wasted_bytes"], row["request_s"]) == (1, 1, 30_000, 1.0)
     assert (log.summary["abandonments"], log.summary["wasted_bytes"]) == (1, 30_000)
     assert {"time_s": 1.0, "event": "abandon", "segment": 1, "value": 30_000.0} in log.events
-    first, second = session._abr.reports
+    first, second = session.controller.reports
     assert (first.received_bytes, first.first_byte_s, first.request_s, first.size_bytes) == (0, None, 0.5, 100_000)
     assert (second.received_bytes, second.first_byte_s, second.representation) == (30_000, 0.7, 2)
     assert (second.observation.segment_index, second.observation.buffer_s) == (1, pytest.approx(1.5))
     session.next_action(fetch_s)
-    samples = session._abr.seen[-1].samples
+    samples = session.controller.seen[-1].samples
     assert [(sample.size_bytes, sample.complete) for sample in samples] == [
         (25_000, True),
         (30_000, False),
@@ -376,7 +376,7 @@ def test_a_controller_without_the_method_hears_of_no_progress():
 @pytest.mark.parametrize("target", [2, 3, -1, 0.5])
 def test_an_abandonment_must_name_a_lower_representation(target):
     session = Session(make_ladder(), Fickle([2], []), PlayerConfig())
-    session._abr.abandon = lambda progress: target
+    session.controller.abandon = lambda progress: target
     session.next_action(0.0)
     with pytest.raises(AbrError, match=f"Fickle abandons representation 2 for {target}"):
         session.on_progress(1.0, 10)
@@ -391,6 +391,148 @@ def test_impossible_progress_is_refused():
         session.on_progress(1.0, 100_001)
     with pytest.raises(SessionError, match="impossible transfer"):
         session.on_progress(1.0, 10, first_byte_s=2.0)
+
+
+# Upgrades
+
+
+class Improver(Script):
+    """A script that raises the first buffered segment that can be raised: at choices, or on an idle link."""
+
+    def __init__(self, choices, *, at_choices=False, top=2):
+        super().__init__(choices)
+        self.at_choices, self.top = at_choices, top
+
+    def choose(self, observation):
+        better = self.upgrade(observation) if self.at_choices else None
+        return better or super().choose(observation)
+
+    def upgrade(self, observation):
+        for held in observation.buffered:
+            if held.representation < self.top:
+                return Decision(held.representation + 1, segment=held.segment)
+        return None
+
+
+def make_layered(durations_s=(2.0,) * 3, **extra):
+    layers = [[25_000, 15_000, 40_000]] * len(durations_s)
+    sizes = [list(itertools.accumulate(row)) for row in layers]
+    return Ladder((100e3, 160e3, 320e3), sizes, durations_s, layer_bytes=layers, **extra)
+
+
+def answer(session, now_s, took_s=0.25):
+    """Answer the request due at `now_s`; return it and the time."""
+    request = session.next_action(now_s)
+    assert isinstance(request, Request), request
+    session.on_complete(now_s + took_s, Done(now_s, now_s, now_s + took_s, request.size_bytes))
+    session.on_rendered(now_s + took_s, request.segment)
+    return request, now_s + took_s
+
+
+def test_an_idle_link_upgrades_what_is_buffered():
+    """Two segments of 2 s fit under 4 s: the second, not yet shown, is raised twice; the first is on the screen."""
+    session = Session(make_ladder((2.0,) * 3), Improver([0]), PlayerConfig(buffer_s=4.0, startup_s=4.0))
+    now_s, requests = 0.0, []
+    for _ in range(4):
+        request, now_s = answer(session, now_s)
+        requests.append((request.segment, request.representation, request.held, request.size_bytes))
+    assert requests == [(0, 0, None, 25_000), (1, 0, None, 25_000), (1, 1, 0, 50_000), (1, 2, 1, 100_000)]
+    assert session.next_action(now_s) == Wait(2.5)
+    row = session.log().segments[1]
+    assert (row["representation"], row["upgrades"], row["upgraded_s"], row["size_bytes"]) == (2, 2, 1.0, 100_000)
+    assert (row["finish_s"], row["wasted_bytes"]) == (0.5, 75_000)
+    now_s = 2.5
+    while not isinstance(session.next_action(now_s), Finished):
+        action = session.next_action(now_s)
+        if isinstance(action, Wait) and session._in_flight is None:
+            now_s = action.until_s
+        else:
+            session.on_complete(now_s + 0.25, Done(now_s, now_s, now_s + 0.25, session._in_flight.request.size_bytes))
+            session.on_rendered(now_s + 0.25, session._rendering[0].segment)
+            now_s += 0.25
+    assert [(event.segment, event.value) for event in session.events() if event.name == "play"] == [
+        (0, 0),
+        (1, 2),
+        (2, 2),
+    ]
+    assert session.log().summary["upgrades"] == 4
+
+
+def test_layers_are_added_and_nothing_is_thrown_away():
+    ladder = make_layered(init_bytes=[100, 10, 20])
+    session = Session(ladder, Improver([0]), PlayerConfig(buffer_s=4.0, startup_s=4.0))
+    now_s, sizes = 0.0, []
+    for _ in range(4):
+        request, now_s = answer(session, now_s)
+        sizes.append(request.size_bytes)
+    assert sizes == [25_100, 25_000, 15_010, 40_020]
+    row, summary = session.log().segments[1], session.log().summary
+    assert (row["size_bytes"], row["init_bytes"], row["wasted_bytes"]) == (80_000, 30, 0)
+    assert (summary["downloaded_bytes"], summary["wasted_bytes"]) == (sum(sizes), 0)
+
+
+def test_a_representation_fetched_at_once_brings_all_its_layers():
+    session = Session(make_layered(init_bytes=[100, 10, 20]), Script([2]), PlayerConfig())
+    assert session.next_action(0.0).size_bytes == 80_130
+
+
+def test_a_choice_may_be_an_upgrade():
+    session = Session(make_ladder(), Improver([0], at_choices=True, top=1), PlayerConfig(startup_s=10.0))
+    requests, now_s = [], 0.0
+    for _ in range(4):
+        request, now_s = answer(session, now_s)
+        requests.append((request.segment, request.representation))
+    assert requests == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [row["representation"] for row in session.log().segments] == [1, 1]
+
+
+def test_an_upgrade_that_comes_too_late_is_given_up():
+    session = Session(make_ladder((2.0,) * 2), Improver([0]), PlayerConfig())
+    now_s, _ = fetch(session, 0.0)
+    now_s, _ = fetch(session, now_s)  # plays from 0.5; the second begins at 2.5
+    request = session.next_action(now_s)
+    assert (request.segment, request.held) == (1, 0)
+    assert session.wants_progress
+    assert not session.on_progress(2.4, 10_000)
+    assert session.on_progress(2.5, 20_000, first_byte_s=2.0)
+    assert session.next_action(2.5) == Wait(4.5)
+    row = session.log().segments[1]
+    assert (row["representation"], row["wasted_bytes"], row["abandonments"], row["upgrades"]) == (0, 20_000, 1, 0)
+
+
+def test_an_upgrade_that_arrives_too_late_is_wasted():
+    session = Session(make_ladder((2.0,) * 2), Improver([0]), PlayerConfig())
+    now_s, _ = fetch(session, 0.0)
+    now_s, _ = fetch(session, now_s)
+    request = session.next_action(now_s)
+    session.on_complete(3.0, Done(now_s, 2.0, 3.0, request.size_bytes))
+    session.on_rendered(3.0, 1)
+    row = session.log().segments[1]
+    assert (row["representation"], row["size_bytes"], row["wasted_bytes"], row["upgrades"]) == (0, 25_000, 50_000, 0)
+
+
+def test_a_failed_upgrade_is_not_repeated():
+    session = Session(make_ladder((2.0,) * 2), Improver([0], top=1), PlayerConfig())
+    now_s, _ = fetch(session, 0.0)
+    now_s, _ = fetch(session, now_s)
+    session.next_action(now_s)
+    session.on_error(1.5, "HTTP 500", 10)
+    session.controller.top = 0
+    assert session.next_action(1.5) == Wait(4.5)
+    assert session.log().segments[1]["skipped"] is False
+
+
+@pytest.mark.parametrize("decision", [Decision(0, segment=0), Decision(1, segment=3), Decision(2, segment=1)])
+def test_an_impossible_upgrade_is_refused(decision):
+    session = make_session([1])
+    now_s, _ = fetch(session, 0.0)
+    now_s, _ = fetch(session, now_s)
+    session.controller.choose = lambda observation: decision
+    if decision == Decision(2, segment=1):  # the one that is possible
+        assert session.next_action(now_s).segment == 1
+        return
+    with pytest.raises(AbrError, match="not possible"):
+        session.next_action(now_s)
 
 
 # Init segments
@@ -495,6 +637,7 @@ def drive(session, times_s, render_times_s, failures):
     """Play a session to its end in virtual time; downloads and renders take the given times in turn."""
     now_s, count, renders, free_s = 0.0, 0, deque(), 0.0
     cap = session.capacity_s
+    session.received_bytes = 0
 
     def render_until(limit_s):
         nonlocal now_s
@@ -523,13 +666,16 @@ def drive(session, times_s, render_times_s, failures):
         render_until(report_s)
         now_s = report_s
         if session.on_progress(now_s, action.size_bytes // 3, first_byte_s=sent_s):
+            session.received_bytes += action.size_bytes // 3
             continue
         render_until(finish_s)
         now_s = finish_s
         if failed or took_s > action.timeout_s:
             session.on_error(now_s, "timeout" if took_s > action.timeout_s else "reset", action.size_bytes // 2)
+            session.received_bytes += action.size_bytes // 2
             continue
         session.on_complete(now_s, Done(sent_s, sent_s + took_s / 3, now_s, action.size_bytes))
+        session.received_bytes += action.size_bytes
         free_s = max(free_s, now_s) + render_times_s[action.segment % len(render_times_s)]
         renders.append((free_s, action.segment))
     raise AssertionError("the session did not end")
@@ -541,7 +687,8 @@ duration = st.floats(0.05, 12.0)
 @settings(max_examples=150, deadline=None)
 @given(
     durations_s=st.lists(duration, min_size=1, max_size=25),
-    name=st.sampled_from(["throughput", "ewma", "bba", "bola", "fixed", "script", "fickle"]),
+    name=st.sampled_from(["throughput", "ewma", "bba", "bola", "fixed", "script", "fickle", "improver", "chooser"]),
+    layered=st.booleans(),
     wait_s=st.sampled_from([0.0, 0.3, 5.0]),
     times_s=st.lists(st.floats(0.001, 15.0), min_size=1, max_size=25),
     render_times_s=st.lists(st.floats(0.0, 6.0), min_size=1, max_size=5),
@@ -556,12 +703,14 @@ duration = st.floats(0.05, 12.0)
         backoff_s=st.floats(0.0, 2.0),
     ),
 )
-def test_what_holds_for_any_session(durations_s, name, wait_s, times_s, render_times_s, failures, config):
-    ladder = make_ladder(durations_s)
+def test_what_holds_for_any_session(durations_s, name, layered, wait_s, times_s, render_times_s, failures, config):
+    ladder = make_layered(durations_s) if layered else make_ladder(durations_s)
     if name == "script":
         controller = Script([2, 0, 1, 2], wait_s)
     elif name == "fickle":
         controller = Fickle([2, 1, 2], [0, None, 1])
+    elif name in ("improver", "chooser"):
+        controller = Improver([0, 2, 1], at_choices=name == "chooser")
     else:
         controller = AbrConfig(name=name, representation=1).create(ladder, buffer_capacity_s=config.buffer_s)
     session = Session(ladder, controller, config)
@@ -582,6 +731,13 @@ def test_what_holds_for_any_session(durations_s, name, wait_s, times_s, render_t
     assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(times))
     assert [event.name for event in events].count("end") == 1
     assert events[-1].name == "end"
+
+    shown = {event.segment: event.representation for event in events if isinstance(event, SegmentPlayed)}
+    for row in log.segments:
+        assert shown.get(row["segment"], row["representation"]) == row["representation"]
+        assert row["skipped"] or row["size_bytes"] == ladder.segment_bytes[row["segment"], row["representation"]]
+        assert row["wasted_bytes"] >= 0
+    assert summary["downloaded_bytes"] + summary["wasted_bytes"] == session.received_bytes
 
     played = [event.segment for event in events if isinstance(event, SegmentPlayed)]
     skipped = [event.segment for event in events if isinstance(event, SegmentSkipped)]

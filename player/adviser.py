@@ -1,0 +1,71 @@
+"""The controller as the session hears it: optional methods asked for once, and every answer checked.
+
+Controllers may be foreign code, so that an impossible answer is an `AbrError` that names the controller.
+"""
+
+from __future__ import annotations
+
+import math
+
+from abr import Abandoning, Abr, AbrError, Decision, Ladder, Learning, Observation, Outcome, Progress, Upgrading
+
+
+class Adviser:
+    """A controller behind one interface, whichever of the optional methods it has."""
+
+    def __init__(self, abr: Abr, ladder: Ladder) -> None:
+        self._abr, self._count = abr, ladder.representations
+        self._name = type(abr).__name__
+
+    @property
+    def may_abandon(self) -> bool:
+        """Whether reports of progress can change anything."""
+        return isinstance(self._abr, Abandoning)
+
+    def choose(self, observation: Observation) -> Decision:
+        """Return what to fetch next; its `segment` is set only if that is the upgrade of a buffered segment."""
+        return self._checked(self._abr.choose(observation), observation)
+
+    def upgrade(self, observation: Observation) -> Decision | None:
+        """Return what to improve while the link is idle, if anything."""
+        if not isinstance(self._abr, Upgrading) or not observation.buffered:
+            return None
+        decision = self._abr.upgrade(observation)
+        if decision is None:
+            return None
+        decision = self._checked(decision, observation)
+        if decision.segment is None:
+            raise AbrError(f"controller {self._name} names no segment to upgrade")
+        return decision
+
+    def abandon(self, progress: Progress) -> int | None:
+        """Return the representation to fetch instead of the one under way, or None to go on."""
+        if not isinstance(self._abr, Abandoning):
+            return None
+        target = self._abr.abandon(progress)
+        if target is None:
+            return None
+        if target not in range(progress.representation):
+            raise AbrError(f"controller {self._name} abandons representation {progress.representation} for {target!r}")
+        return int(target)
+
+    def learn(self, outcome: Outcome) -> None:
+        """Tell the controller how a request ended, if it wants to know."""
+        if isinstance(self._abr, Learning):
+            self._abr.learn(outcome)
+
+    def _checked(self, decision: Decision, observation: Observation) -> Decision:
+        name = f"controller {self._name}"
+        if not isinstance(decision, Decision):
+            raise AbrError(f"{name} answered {decision!r}, not a Decision")
+        if decision.representation not in range(self._count):
+            raise AbrError(f"{name} chose {decision.representation!r}; the ladder has 0..{self._count - 1}")
+        if not (math.isfinite(decision.wait_s) and decision.wait_s >= 0):
+            raise AbrError(f"{name} asked to wait {decision.wait_s} s")
+        if decision.segment is not None:
+            held = next((item for item in observation.buffered if item.segment == decision.segment), None)
+            if held is None or decision.representation <= held.representation:
+                raise AbrError(
+                    f"{name} upgrades segment {decision.segment!r} to {decision.representation}: not possible"
+                )
+        return decision
