@@ -13,7 +13,7 @@ from torch import Tensor
 
 from player.bitstream import Segment, StreamInfo, read_init, read_segment
 from player.errors import DecodeError, GeneratorMismatchError
-from player.generator import Generator
+from player.generator import Generator, load_generator
 from player.prompt import dequantize, interpolate, interpolation_matrix
 
 PROMPT = "prompt"
@@ -132,6 +132,17 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
         src_color_range=ColorRange.JPEG if full_range else ColorRange.MPEG,
         dst_color_range=ColorRange.JPEG,
     ).to_ndarray()
+
+
+def load_model(codec: str, spec: str, *, device: str = "auto") -> Generator | None:
+    """Return what a codec's decoders need loaded, for `create_decoder`: prompts their generator, pixel codecs nothing.
+
+    Args:
+        codec: as in manifests.
+        spec: `embedded`, a folder in diffusers layout or a hub id, as for `player.generator.load_generator`.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    return load_generator(spec, device=device) if codec == PROMPT else None
 
 
 def create_decoder(codec: str, init: bytes, *, generator: Generator | None = None) -> Decoder:
