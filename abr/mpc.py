@@ -147,7 +147,7 @@ class Mpc:
         self.first = check_first(first, ladder)
         self.render_cost = None if render_cost is None else _check_cost(render_cost, ladder)
 
-    def learn(self, samples: Sequence[ThroughputSample], now_s: float) -> RateEstimate | None:
+    def believe(self, samples: Sequence[ThroughputSample], now_s: float) -> RateEstimate | None:
         """Take in what was measured, and return the belief; `choose` does so itself before each decision."""
         belief = self.estimator.estimate(samples, now_s)
         if self.errors is not None:
@@ -156,7 +156,7 @@ class Mpc:
 
     def choose(self, observation: Observation) -> Decision:
         """See `abr.base.Abr`."""
-        belief = self.learn(observation.samples, observation.now_s)
+        belief = self.believe(observation.samples, observation.now_s)
         if belief is None:
             return Decision(self.first, reason="no transfer measured yet")
         index, last = observation.segment_index, observation.last_representation

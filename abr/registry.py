@@ -15,9 +15,13 @@ from typing import Any
 from abr.base import Abr, Ladder
 from abr.bola import Bola
 from abr.buffer_based import BufferBased
+from abr.chunk_map import bba1_controller, bba2_controller
 from abr.errors import AbrError, OptionError, PluginError, UnknownControllerError
+from abr.fast_mpc import FastMpc
 from abr.fixed import Fixed, highest_controller, lowest_controller
+from abr.l2a import L2A
 from abr.linear_buffer import IndexMap, SizeMap
+from abr.lolp import LoLPlus
 from abr.mpc import mpc_controller, quality_mpc_controller, robust_mpc_controller
 from abr.rate_based import Festive, HarmonicRate
 from abr.throughput import ewma_controller, harmonic_controller
@@ -29,11 +33,16 @@ ENTRY_POINT_GROUP = "promptdash.abr"
 BUILT_IN: dict[str, Callable[..., Abr]] = {
     "bb": IndexMap,
     "bba": BufferBased,
+    "bba1": bba1_controller,
+    "bba2": bba2_controller,
     "bola": Bola,
     "ewma": ewma_controller,
+    "fastmpc": FastMpc,
     "festive": Festive,
     "fixed": Fixed,
     "highest": highest_controller,
+    "l2a": L2A,
+    "lolp": LoLPlus,
     "lowest": lowest_controller,
     "mpc": mpc_controller,
     "puffer_bba": SizeMap,

@@ -195,7 +195,7 @@ def evaluate(folder: Path, sizes: NDArray[np.int64], name: str, compat: str) -> 
         controller = make_controller(name, sizes, compat, errors)
         score, transfers = play(path.name, read_link(path), make_ladder(sizes, 0), controller)
         if isinstance(controller, Mpc):  # Pensieve's loop looks at the last download, too, before the next trace
-            controller.learn([_sample(transfer) for transfer in transfers], transfers[-1].finish_s)
+            controller.believe([_sample(transfer) for transfer in transfers], transfers[-1].finish_s)
         yield score
 
 
