@@ -1,4 +1,4 @@
-"""Command line: compare the two transports, or time one transfer. Thin: parse, call, print."""
+"""Command line: replay arrivals and graph logs, compare the two transports, time one transfer. Parse, call, print."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import dataclasses
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from emulator import compare
+from emulator import compare, graph, realtime
 from emulator.config import MODELS, LinkConfig
+from emulator.elements import cross, parse_element
 from emulator.errors import EmulatorError
-from emulator.queues import QUEUE_NAMES
+from emulator.queues import COMPAT_NAMES, QUEUE_NAMES, parse_queue
+from emulator.replay import LogHeader, events_md5, read_arrivals, replay, write_log
 from emulator.transport import create_transport
 from traces import Trace, TraceError, load_trace
 
@@ -24,31 +28,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
     except (EmulatorError, TraceError, OSError) as error:
         print(f"emulator: {error}", file=sys.stderr)
-        return 2
+        return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m emulator", description="The emulated network in virtual time.")
+    parser = argparse.ArgumentParser(prog="python -m emulator", description="The emulated network.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    comparison = commands.add_parser("compare", help="table of the fluid model's error against the packet model")
-    comparison.add_argument("--traces", default=",".join(compare.TRACES), help="comma-separated; NAME@N: 1/N share")
-    comparison.add_argument("--rtts", default=",".join(map(str, compare.RTTS_MS)), help="round trips in ms")
-    comparison.add_argument("--requests", type=int, default=60, help="per trace and round trip (default %(default)s)")
-    _add_link_options(comparison)
-    comparison.set_defaults(run=_compare)
-
-    transfer = commands.add_parser("transfer", help="time one object on a fresh connection, as JSON")
-    transfer.add_argument("--trace", default="lte", help="catalogue name, NAME@N for a 1/N share, or a file")
-    transfer.add_argument("--size", type=int, required=True, metavar="BYTES")
-    transfer.add_argument("--at", type=float, default=0.0, metavar="S", help="time of the request")
-    transfer.add_argument("--deadline", type=float, default=math.inf, metavar="S", help="give up at this time")
-    transfer.add_argument("--model", default="packet", choices=MODELS)
-    transfer.add_argument("--delay-ms", type=float, default=LinkConfig.delay_ms, help="one-way delay")
-    _add_link_options(transfer)
-    transfer.set_defaults(run=_transfer)
+    _add_replay(commands)
+    _add_graph(commands)
+    _add_compare(commands)
+    _add_transfer(commands)
+    realtime.add_commands(commands)
     return parser
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("replay", help="send recorded arrivals through a link; write Mahimahi's log of it")
+    parser.add_argument("--trace", required=True, help="a trace file, or a catalogue name")
+    parser.add_argument("--arrivals", required=True, metavar="FILE", help="'ms bytes' per line, TUN header included")
+    parser.add_argument("--end-ms", type=int, required=True, metavar="N", help="last millisecond of the log")
+    parser.add_argument("--once", action="store_true", help="the link ends with the trace's last line")
+    parser.add_argument("--queue", default="infinite", choices=QUEUE_NAMES)
+    parser.add_argument("--queue-args", default="", metavar="TEXT", help="as mm-link's, e.g. 'packets=10'")
+    parser.add_argument("--compat", default="none", choices=COMPAT_NAMES, help="mahimahi: its defects too")
+    parser.add_argument("--seed", type=int, default=0, help="of pie's drops and of random elements")
+    parser.add_argument(
+        "--before",
+        action="append",
+        default=[],
+        metavar="ELEMENT",
+        help="crossed before the link, outermost first: delay=MS, loss=P, onoff=ON_S,OFF_S or intermittent=ON_S,OFF_S",
+    )
+    parser.add_argument("--uplink", action="store_true", help="call the log an uplink's")
+    parser.add_argument("--log", required=True, metavar="OUT", help="the log to write")
+    parser.set_defaults(run=_replay)
+
+
+def _add_graph(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("graph", help="capacity, throughput and delays of a link log, ours or Mahimahi's")
+    parser.add_argument("log", metavar="LOG")
+    parser.add_argument("--bin-ms", type=int, default=500, help="width of the rates' bins (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("-o", "--output", metavar="FIGURE", help="draw it: .png, .pdf or .svg")
+    parser.set_defaults(run=_graph)
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("compare", help="table of the fluid model's error against the packet model")
+    parser.add_argument("--traces", default=",".join(compare.TRACES), help="comma-separated; NAME@N: 1/N share")
+    parser.add_argument("--rtts", default=",".join(map(str, compare.RTTS_MS)), help="round trips in ms")
+    parser.add_argument("--requests", type=int, default=60, help="per trace and round trip (default %(default)s)")
+    _add_link_options(parser)
+    parser.set_defaults(run=_compare)
+
+
+def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("transfer", help="time one object on a fresh connection, as JSON")
+    parser.add_argument("--trace", default="lte", help="catalogue name, NAME@N for a 1/N share, or a file")
+    parser.add_argument("--size", type=int, required=True, metavar="BYTES")
+    parser.add_argument("--at", type=float, default=0.0, metavar="S", help="time of the request")
+    parser.add_argument("--deadline", type=float, default=math.inf, metavar="S", help="give up at this time")
+    parser.add_argument("--model", default="packet", choices=MODELS)
+    parser.add_argument("--delay-ms", type=float, default=LinkConfig.delay_ms, help="one-way delay")
+    _add_link_options(parser)
+    parser.set_defaults(run=_transfer)
 
 
 def _add_link_options(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +114,36 @@ def _load(name: str) -> Trace:
     if at_sign and share.isdecimal() and int(share) > 0:
         return load_trace(base, share=int(share))
     return load_trace(name)
+
+
+def _replay(arguments: argparse.Namespace) -> None:
+    queue = parse_queue(arguments.queue, arguments.queue_args, compat=arguments.compat, seed=arguments.seed)
+    trace = _load(arguments.trace)
+    arrivals = read_arrivals(arguments.arrivals)
+    if arguments.before:
+        elements = [parse_element(text, seed=arguments.seed + place) for place, text in enumerate(arguments.before)]
+        crossed = cross(elements, [(now_ms * 1000, size_bytes) for now_ms, size_bytes in arrivals])
+        arrivals = [(now_us // 1000, size_bytes) for now_us, size_bytes in crossed]
+    direction = "Uplink" if arguments.uplink else "Downlink"
+    header = LogHeader(direction, arguments.trace, arguments.log, queue.describe())
+    started_s = time.perf_counter()
+    lines = replay(trace, arrivals, end_ms=arguments.end_ms, queue=queue, repeat=not arguments.once)
+    elapsed_s = time.perf_counter() - started_s
+    write_log(arguments.log, header, lines)
+    print(json.dumps({"events": len(lines), "md5_of_event_lines": events_md5(lines)}))
+    print(f"{len(lines) / elapsed_s:,.0f} events/s", file=sys.stderr)
+
+
+def _graph(arguments: argparse.Namespace) -> None:
+    log = graph.read_log(arguments.log)
+    summary = graph.summarise(log)
+    if arguments.output:
+        if Path(arguments.output).suffix not in (".png", ".pdf", ".svg"):
+            raise EmulatorError(f"figure {arguments.output!r}; expected a name ending in .png, .pdf or .svg")
+        from emulator.log_plot import plot_log
+
+        plot_log(log, arguments.output, bin_ms=arguments.bin_ms)
+    print(json.dumps(dataclasses.asdict(summary)) if arguments.json else graph.format_summary(summary))
 
 
 def _compare(arguments: argparse.Namespace) -> None:

@@ -89,8 +89,8 @@ class FluidTransport(Rewindable):
     """A persistent HTTP/1.1 connection in closed form; see `emulator.transport.Transport`."""
 
     def __init__(self, trace: Trace, config: LinkConfig) -> None:
-        if config.queue == "drophead":
-            raise TransportError("model fluid has no queue drophead; use droptail, infinite, or model packet")
+        if config.queue not in ("droptail", "infinite"):
+            raise TransportError(f"model fluid has no queue {config.queue}; use droptail, infinite, or model packet")
         self._config = config
         self._schedule = Schedule(trace)
         self._delay_us = config.delay_us

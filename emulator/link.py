@@ -1,7 +1,6 @@
-"""The bottleneck link, packet by packet, by Mahimahi's rules; and the delay and loss elements around it.
+"""The bottleneck link, packet by packet, by Mahimahi's rules.
 
-No clock and no sockets: the caller brings the time and carries packets from one element to the next. Times of `Link`
-are whole milliseconds, as in a trace file.
+No clock and no sockets: the caller brings the time. Times are whole milliseconds, as in a trace file.
 
 The rules of the link, each with its test in tests/test_emulator_link.py:
 
@@ -16,12 +15,11 @@ The rules of the link, each with its test in tests/test_emulator_link.py:
 from __future__ import annotations
 
 import copy
-import random
-from collections import deque
 from typing import Any
 
 from emulator.errors import LinkError
-from emulator.queues import InfiniteQueue, Packet, PacketQueue
+from emulator.fifo import InfiniteQueue, Packet
+from emulator.queues import PacketQueue
 from traces import MTU_BYTES, Trace
 
 _NEVER_MS = 1 << 62
@@ -34,14 +32,20 @@ class Link:
         trace: when the link may send.
         queue: what waits; unlimited if not given.
         keep_log: record `log`, the lines of a Mahimahi link log: `ms # 1504` (opportunity), `ms + bytes` (arrival),
-            `ms - bytes delay_ms` (departure), `ms d packets bytes` (drop, right after the arrival that caused it).
+            `ms - bytes delay_ms` (departure), `ms d packets bytes` (drop, right after the arrival or opportunity that
+            caused it).
+        repeat: whether the trace starts again after its last opportunity, or the link is finished then.
     """
 
-    def __init__(self, trace: Trace, queue: PacketQueue | None = None, *, keep_log: bool = False) -> None:
+    def __init__(
+        self, trace: Trace, queue: PacketQueue | None = None, *, keep_log: bool = False, repeat: bool = True
+    ) -> None:
         self.trace = trace
         self.queue = InfiniteQueue() if queue is None else queue
         self.log: list[str] = []
         self._keep_log = keep_log
+        self._repeat = repeat
+        self._may_skip = repeat and not keep_log  # pass over unused opportunities at once
         self._opportunities = trace.opportunities_ms.data  # plain ints, and no copy
         self._lap_ms = 0  # when the current lap over the trace began
         self._line = 0  # the next opportunity's place in the trace
@@ -59,13 +63,18 @@ class Link:
         return twin
 
     @property
+    def finished(self) -> bool:
+        """Whether the last opportunity of a link that does not repeat has passed."""
+        return self._next_ms == _NEVER_MS
+
+    @property
     def backlog_bytes(self) -> int:
         """Bytes waiting in the link: the queue and the rest of the packet in transit."""
         return self.queue.size_bytes + self._unsent_bytes
 
     @property
     def next_busy_ms(self) -> int:
-        """The next opportunity's time if anything waits for it, else a time that never comes."""
+        """The next opportunity's time if anything waits for it and it comes, else a time that never comes."""
         return self._next_ms if self.queue.packets or self._in_transit is not None else _NEVER_MS
 
     def arrive(self, now_ms: int, size_bytes: int, tag: Any = None) -> list[Packet]:
@@ -81,8 +90,8 @@ class Link:
         dropped = self.queue.enqueue(packet)
         if self._keep_log:
             self.log.append(f"{now_ms} + {size_bytes}")
-            if dropped:
-                self.log.append(f"{now_ms} d {len(dropped)} {sum(lost.size_bytes for lost in dropped)}")
+        if dropped:
+            self._log_drop(now_ms, dropped)
         return departed
 
     def advance(self, now_ms: int) -> list[Packet]:
@@ -92,7 +101,7 @@ class Link:
         self._now_ms = now_ms
         departed: list[Packet] = []
         while self._next_ms <= now_ms:
-            if not self._keep_log and self._in_transit is None and not self.queue.packets:
+            if self._may_skip and self._in_transit is None and not self.queue.packets:
                 self._skip_unused(now_ms)
                 break
             self._serve_opportunity(departed)
@@ -111,6 +120,9 @@ class Link:
                 if not queue.packets:
                     return  # the rest of the opportunity is lost
                 self._in_transit = queue.dequeue(now_ms)
+                if queue.discarded:
+                    self._log_drop(now_ms, queue.discarded)
+                    queue.discarded.clear()
                 self._unsent_bytes = self._in_transit.size_bytes
             sent_bytes = min(room_bytes, self._unsent_bytes)
             room_bytes -= sent_bytes
@@ -123,10 +135,18 @@ class Link:
                 if self._keep_log:
                     self.log.append(f"{now_ms} - {packet.size_bytes} {now_ms - packet.arrival_ms}")
 
+    def _log_drop(self, now_ms: int, dropped: list[Packet]) -> None:
+        """Note what a queue has dropped."""
+        if self._keep_log:
+            self.log.append(f"{now_ms} d {len(dropped)} {sum(packet.size_bytes for packet in dropped)}")
+
     def _step(self) -> None:
         """Go to the trace's next line, or to the first line of the next lap."""
         self._line += 1
         if self._line == len(self._opportunities):
+            if not self._repeat:
+                self._next_ms = _NEVER_MS
+                return
             self._line = 0
             self._lap_ms += self.trace.period_ms
         self._next_ms = self._lap_ms + self._opportunities[self._line]
@@ -136,38 +156,3 @@ class Link:
         laps, self._line = divmod(int(self.trace.count_until(now_ms)), len(self._opportunities))
         self._lap_ms = laps * self.trace.period_ms
         self._next_ms = self._lap_ms + self._opportunities[self._line]
-
-
-class Delay:
-    """A fixed one-way delay, first in, first out. Any unit of time, the same for every call."""
-
-    def __init__(self, delay: int) -> None:
-        if delay < 0:
-            raise LinkError(f"delay of {delay}; expected 0 or more")
-        self.delay = delay
-        self.items: deque[tuple[int, Any]] = deque()  # (release time, item)
-
-    def arrive(self, now: int, item: Any) -> None:
-        """Take an item in at `now`; it leaves at `now` + delay."""
-        self.items.append((now + self.delay, item))
-
-    def advance(self, now: int) -> list[tuple[int, Any]]:
-        """Return (release time, item) of everything due by `now`, oldest first."""
-        released = []
-        while self.items and self.items[0][0] <= now:
-            released.append(self.items.popleft())
-        return released
-
-
-class BernoulliLoss:
-    """Drops each packet with the same probability, independently; seeded, so every run loses the same packets."""
-
-    def __init__(self, probability: float, *, seed: int = 0) -> None:
-        if not 0 <= probability < 1:
-            raise LinkError(f"loss probability {probability}; expected 0 <= p < 1")
-        self.probability = probability
-        self._random = random.Random(seed)
-
-    def drops(self) -> bool:
-        """Draw the next packet's fate."""
-        return self.probability > 0 and self._random.random() < self.probability

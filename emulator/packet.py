@@ -17,8 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 from emulator.config import CONTROL_BYTES, HEADER_BYTES, MAX_RTO_MS, NEVER_US, LinkConfig
-from emulator.link import BernoulliLoss, Delay, Link
-from emulator.queues import Packet, create_queue
+from emulator.elements import BernoulliLoss, Delay
+from emulator.fifo import Packet
+from emulator.link import Link
+from emulator.queues import create_queue
 from emulator.tcp import RttEstimator, TcpSender, Transmission
 from emulator.transfer import Rewindable, Transfer, check_request
 from traces import Trace

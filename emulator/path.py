@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from emulator.link import BernoulliLoss, Delay, Link
+from emulator.elements import BernoulliLoss, Delay
+from emulator.link import Link
 
 NEVER_US = 1 << 62
 

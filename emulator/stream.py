@@ -13,9 +13,10 @@ from collections.abc import Callable
 from functools import partial
 
 from emulator.config import CONTROL_BYTES, HEADER_BYTES, MAX_RTO_MS, LinkConfig
-from emulator.link import BernoulliLoss, Link
+from emulator.elements import BernoulliLoss
+from emulator.link import Link
 from emulator.path import NEVER_US, Path, downlink_path, uplink_path
-from emulator.queues import create_queue
+from emulator.queues import PacketQueue, create_queue
 from emulator.tcp import RttEstimator, TcpSender, Transmission
 from traces import Trace
 
@@ -35,17 +36,27 @@ class Network:
         trace: the downlink's opportunities.
         config: everything else about the network; `model` is not looked at.
         uplink: the uplink's opportunities (unlimited queue); None: the uplink only delays.
-        keep_logs: record the links' event lines.
+        queue: the downlink's queue, instead of the one that `config` describes.
+        keep_log: record the downlink's event lines.
+        keep_uplink_log: record the uplink's.
     """
 
     def __init__(
-        self, trace: Trace, config: LinkConfig, *, uplink: Trace | None = None, keep_logs: bool = False
+        self,
+        trace: Trace,
+        config: LinkConfig,
+        *,
+        uplink: Trace | None = None,
+        queue: PacketQueue | None = None,
+        keep_log: bool = False,
+        keep_uplink_log: bool = False,
     ) -> None:
-        limits = (0, 0) if config.queue == "infinite" else (config.queue_packets, config.queue_bytes)
-        queue = create_queue(config.queue, limit_packets=limits[0], limit_bytes=limits[1])
+        if queue is None:
+            limits = (0, 0) if config.queue == "infinite" else (config.queue_packets, config.queue_bytes)
+            queue = create_queue(config.queue, limit_packets=limits[0], limit_bytes=limits[1])
         self.config = config
-        self.downlink = Link(trace, queue, keep_log=keep_logs)
-        self.uplink = None if uplink is None else Link(uplink, keep_log=keep_logs)
+        self.downlink = Link(trace, queue, keep_log=keep_log)
+        self.uplink = None if uplink is None else Link(uplink, keep_log=keep_uplink_log)
         self.down = downlink_path(config.delay_us, self.downlink, BernoulliLoss(config.loss, seed=config.seed))
         self.up = uplink_path(config.delay_us, self.uplink)
         self.back = uplink_path(config.delay_us, None)

@@ -43,7 +43,7 @@ def test_compare_prints_a_table(capsys):
     ],
 )
 def test_user_errors_take_one_line(capsys, arguments):
-    assert main(arguments) == 2
+    assert main(arguments) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("emulator: ")

@@ -247,7 +247,7 @@ def test_small_objects_misread_the_link(model, size_bytes, rtt_ms, rate_bps, app
     ("settings", "message"),
     [
         ({"model": "exact"}, "known: fluid, packet"),
-        ({"queue": "codel"}, "known: infinite, droptail, drophead"),
+        ({"queue": "fifo"}, "known: infinite, droptail, drophead, codel, pie"),
         ({"delay_ms": -1.0}, "delay_ms is -1"),
         ({"delay_ms": math.nan}, "delay_ms is nan"),
         ({"loss": 0.9}, "loss is 0.9"),
