@@ -1,10 +1,11 @@
-"""The real-time commands: `proxy`. Parse, start, wait for the end."""
+"""The real-time commands: `shell` and `proxy`. Parse, start, wait for the end."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -31,6 +32,19 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     proxy.add_argument("--handshake-rtts", type=int, default=LinkConfig.handshake_rtts, help="1 = TCP (default)")
     add_link_options(proxy)
     proxy.set_defaults(run=_proxy)
+
+    shell = commands.add_parser(
+        "shell",
+        help="run a command behind an emulated link, in real time; as mm-delay and mm-link do",
+        description="Run a command in a network namespace whose packets cross an emulated link. From inside, this host "
+        "is 100.64.0.1 (MAHIMAHI_BASE). Works for root, and for users who may make namespaces and open /dev/net/tun.",
+    )
+    add_link_options(shell)
+    shell.add_argument("--uplink-loss", type=float, default=0.0, metavar="P", help="of uplink packets")
+    shell.add_argument("--congestion", default="cubic", metavar="NAME", help="TCP's on both sides (default cubic)")
+    shell.add_argument("--direct", action="store_true", help="no relay: the host's own sockets are the far end; root")
+    shell.add_argument("command", nargs="*", metavar="-- COMMAND", help="default: your shell")
+    shell.set_defaults(run=_shell)
 
 
 def add_link_options(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +100,25 @@ def _address(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r}; expected HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def _shell(arguments: argparse.Namespace) -> int:
+    from emulator.shell import ShellConfig, run_shell
+
+    config = ShellConfig(
+        trace=downlink_trace(arguments),
+        uplink=uplink_trace(arguments),
+        queue=downlink_queue(arguments),
+        delay_ms=arguments.delay_ms,
+        loss=arguments.loss,
+        uplink_loss=arguments.uplink_loss,
+        seed=arguments.seed,
+        log=arguments.log,
+        uplink_log=arguments.uplink_log,
+        congestion=arguments.congestion,
+        direct=arguments.direct,
+    )
+    return run_shell(config, arguments.command or [os.environ.get("SHELL", "/bin/sh")])
 
 
 def _proxy(arguments: argparse.Namespace) -> None:
