@@ -20,7 +20,6 @@ from emulator.errors import RealTimeError
 OUTSIDE_DEVICE = "outside"
 INSIDE_DEVICE = "ingress"
 MTU_BYTES = 1500
-DEVICE_QUEUE_PACKETS = 4096  # what the kernel holds for a shaper that is late; the emulated queue is not this one
 
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 _PR_SET_PDEATHSIG = 1
@@ -29,7 +28,7 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
-_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFDSTADDR, _SIOCSIFMTU, _SIOCSIFTXQLEN = 0x8914, 0x8916, 0x8918, 0x8922, 0x8943
+_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFDSTADDR, _SIOCSIFMTU = 0x8914, 0x8916, 0x8918, 0x8922
 _RTM_NEWROUTE, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 24, 0x1, 0x4, 0x400
 _NLM_F_REPLACE = 0x100
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RTA_DST, _RTA_OIF, _RTA_METRICS, _RTAX_CC_ALGO = 254, 3, 1, 4, 8, 16
@@ -71,9 +70,9 @@ def enter_new_user_and_network() -> None:
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
     except OSError as error:
         raise RealTimeError(
-            f"no user namespace for us ({error.strerror}); run as root, or let the administrator set "
-            "sysctl user.max_user_namespaces=10000, and where they exist kernel.unprivileged_userns_clone=1 and "
-            "kernel.apparmor_restrict_unprivileged_userns=0; `emulator proxy` needs none of this"
+            f"no user namespace ({error.strerror}); run as root, or have sysctl user.max_user_namespaces raised, and "
+            "where they exist kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; "
+            "in a container, seccomp must allow unshare(2); `emulator proxy` needs none of this"
         ) from error
 
 
@@ -126,12 +125,14 @@ def open_device(name: str, address: str, peer: str, congestion: str) -> int:
         _configure(name, _SIOCSIFADDR, _address(address))
         _configure(name, _SIOCSIFDSTADDR, _address(peer))
         _configure(name, _SIOCSIFMTU, struct.pack("i20x", MTU_BYTES))
-        _configure(name, _SIOCSIFTXQLEN, struct.pack("i20x", DEVICE_QUEUE_PACKETS))
         _up(name)
         _add_route(name, _UNICAST, peer, congestion)
     except OSError as error:
         os.close(tun)
-        raise RealTimeError(f"TUN device {name}: {error.strerror}; needs CAP_NET_ADMIN (run as root)") from error
+        raise RealTimeError(
+            f"TUN device {name}: {error.strerror}; run as root, or set sysctl "
+            "kernel.apparmor_restrict_unprivileged_userns=0 where it exists; `emulator proxy` does without"
+        ) from error
     return tun
 
 
