@@ -22,14 +22,16 @@ from experiments.paper import save_figure
 from experiments.plots import draw_figures
 from experiments.prepare import Package, check_same_time_line, check_video, input_hashes, obtain_package, obtain_video
 from experiments.provenance import provenance
-from experiments.results import CodecResult, load_run, write_bytes, write_codec, write_json, write_summary, write_table
+from experiments.results import CodecResult, load_run, write_codec, write_summary
 from experiments.schema import CONF, RunConfig, register
-from experiments.stream import Programme, build_programme, check_severe_metric, stream
+from experiments.stream import check_severe_metric, stream
 from experiments.tables import summary_table
 from packager.errors import PackagerError
 from packager.settings import CODECS
 from player.decoder import PROMPT
 from player.errors import PlayerError
+from player.files import write_bytes, write_json, write_table
+from player.programme import Programme, build_programme
 from traces import Trace, TraceError, catalogue, load_trace
 
 log = logging.getLogger(__name__)

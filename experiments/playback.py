@@ -11,17 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.viewer import viewed_frames
-from packager.video import write_h264
 from player.decoder import Decoder, create_decoder
+from player.film import write_film
 from player.generator import Generator
 from player.presentation import Presentation
 from player.renderer import Renderer
 
 log = logging.getLogger(__name__)
 
-SESSION_CRF = 14
-"""x264 quality of session.mp4: close to what was decoded."""
 _WARM_UP_SEGMENTS = 1
 """Segments rendered before the speed is measured: the first pays for allocation and kernel selection."""
 
@@ -102,15 +99,4 @@ def render_played(
 
 def write_session(path: Path, store: FrameStore, segments: pd.DataFrame) -> None:
     """Write what the viewer saw as H.264 at the video's own frame rate: startup, every frame, rebuffering."""
-    manifest = store.presentation.manifest
-    screens = viewed_frames(segments, store.frames, fps=manifest.fps, width=manifest.width, height=manifest.height)
-    width, height = manifest.width + manifest.width % 2, manifest.height + manifest.height % 2
-    write_h264(
-        path, (_even(screen) for screen in screens), fps=manifest.fps, width=width, height=height, crf=SESSION_CRF
-    )
-
-
-def _even(screen: np.ndarray) -> np.ndarray:
-    """Repeat the last row and column where needed: 4:2:0 video has even sides."""
-    height, width = screen.shape[:2]
-    return np.pad(screen, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    write_film(path, segments, store.frames, store.presentation.manifest)

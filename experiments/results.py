@@ -20,6 +20,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from experiments.errors import RunFolderError
+from player.files import write_json, write_table
 
 SUMMARY_VERSION = 1
 TABLES = ("segments", "frames", "events")
@@ -45,29 +46,6 @@ class RunResult:
     conditions: dict[str, Any]  # trace, share, mean rate, delay, buffer, controller ... of every session in the run
     trace: pd.DataFrame  # time_s, rate_bps
     codecs: dict[str, CodecResult]
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as indented JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` under a temporary name beside ``path``, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def write_table(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Write ``rows`` as a Parquet table, whole or not at all, and return it as a frame."""
-    table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    table.to_parquet(temporary, index=False)
-    temporary.replace(path)
-    return table
 
 
 def write_codec(folder: Path, result: CodecResult) -> None:

@@ -11,9 +11,10 @@ import pytest
 from experiments import plot
 from experiments.errors import RunFolderError
 from experiments.plots import FIGURE_NAMES, draw_figures
-from experiments.results import CodecResult, load_run, write_codec, write_summary, write_table
+from experiments.results import CodecResult, load_run, write_codec, write_summary
 from experiments.series import header_line, series_of, severity_rule
 from experiments.timeline import buffer_levels, rebuffering_spans
+from player.files import write_table
 
 CONDITIONS: dict[str, Any] = {
     "video": "demo", "trace": "lte", "share": 100, "offset_s": 0.0, "mean_rate_bps": 45_600.0,

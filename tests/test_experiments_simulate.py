@@ -14,10 +14,11 @@ from emulator import LinkConfig, Transfer, create_transport
 from experiments.errors import ExperimentError
 from experiments.schema import QualityConfig, RunConfig
 from experiments.simulate import RenderServer, SimulationError, simulate
-from experiments.stream import build_programme, severity, stream
+from experiments.stream import severity, stream
 from player.config import PlayerConfig
 from player.manifest import Manifest, Representation
 from player.presentation import Presentation, RepresentationQuality, write_manifest, write_sidecar
+from player.programme import build_programme
 from player.session import Session
 from traces import TraceConfig, load_trace
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.viewer import mark_waiting, viewed_frames
+from player.viewer import mark_waiting, viewed_frames
 
 
 def _frames_of(segment: int, representation: int) -> np.ndarray:

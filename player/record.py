@@ -1,0 +1,124 @@
+"""What a session leaves behind, simulated or played: three tables and a summary, made from its log and written whole.
+
+segments.parquet   one row per segment that was asked for
+frames.parquet     one row per frame shown, with its quality as the packager measured it
+events.parquet     one row per event
+summary.json       the numbers of the printed table
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from player.files import write_json, write_table
+from player.log import SegmentRow, SessionLog
+from player.programme import Programme
+from player.quality import METRIC_NAMES, SEVERE_DISTORTION, severely_distorted_share
+
+TABLES = ("segments", "frames", "events")
+
+
+@dataclass(frozen=True)
+class SevereRule:
+    """From which score on a frame counts as severely distorted."""
+
+    metric: str | None
+    """None: no measured metric has a threshold."""
+    threshold: float = math.nan
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """The tables of one session."""
+
+    segments: pd.DataFrame
+    frames: pd.DataFrame
+    events: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def default_rule(metrics: Sequence[str]) -> SevereRule:
+    """Return the published rule of the first metric that has one and was measured."""
+    metric = next((name for name in SEVERE_DISTORTION if name in metrics), None)
+    return SevereRule(None) if metric is None else SevereRule(metric, SEVERE_DISTORTION[metric].threshold)
+
+
+def make_record(log: SessionLog, programme: Programme, rule: SevereRule) -> SessionRecord:
+    """Return the tables and the summary of a session."""
+    frames = frame_table(log, programme)
+    events = pd.DataFrame(log.events, columns=["time_s", "event", "segment", "value"]).astype({"segment": "Int64"})
+    return SessionRecord(segment_table(log, programme), frames, events, summarise(log, frames, programme, rule))
+
+
+def segment_table(log: SessionLog, programme: Programme) -> pd.DataFrame:
+    """Return the session's segment rows, with the clip's segment and the representation's name added."""
+    columns = dict.fromkeys([*SegmentRow.__dataclass_fields__, "bitrate_bps", "throughput_bps"])  # if there are no rows
+    table = pd.DataFrame(log.segments, columns=list(columns))
+    table.insert(1, "clip_segment", programme.clip_segment[table["segment"]])
+    table.insert(3, "name", np.array(programme.ladder.names)[table["representation"]])
+    optional = [name for name in table if str(name).endswith(("_s", "_bps"))]  # None until known; then all are numbers
+    return table.astype(dict.fromkeys(optional, float) | {"link_rate_is_bound": "boolean"})
+
+
+def frame_table(log: SessionLog, programme: Programme) -> pd.DataFrame:
+    """Return one row per frame shown: where it lies, when it was on the screen, and each metric as the packager
+    measured it on the frames that the decoder makes."""
+    table = pd.DataFrame(log.frames(programme.segment_frames.tolist()))
+    presentation = programme.presentation
+    for metric in presentation.metrics:
+        values = np.empty(len(table))
+        for rows in table.groupby("segment", sort=False).indices.values():
+            segment, representation = (int(table[name].iloc[rows[0]]) for name in ("segment", "representation"))
+            measured = presentation.frame_quality(int(programme.clip_segment[segment]), representation, metric)
+            values[rows] = measured[table["frame"].to_numpy()[rows]]
+        table[metric] = values
+    return table
+
+
+def summarise(log: SessionLog, frames: pd.DataFrame, programme: Programme, rule: SevereRule) -> dict[str, Any]:
+    """Return the numbers of the printed table, and those behind them, as JSON takes them."""
+    metrics = [name for name in METRIC_NAMES if name in frames]
+    shown = frames.drop_duplicates("segment")
+    sizes = programme.ladder.segment_bytes[shown["segment"], shown["representation"]]
+    shown_s = float(programme.ladder.segment_duration_s[shown["segment"]].sum())
+    numbers = {
+        **{key: float(value) if isinstance(value, float) else int(value) for key, value in log.summary.items()},
+        "received_bytes": int(log.summary["downloaded_bytes"] + log.summary["wasted_bytes"]),
+        "media_bitrate_bps": float(sizes.sum()) * 8 / shown_s if shown_s else math.nan,
+        "frames": len(frames),
+        "quality": {name: _finite(float(frames[name].mean())) for name in metrics},
+        **severe_numbers(frames, rule),
+        "ladder_bps": programme.ladder.bitrate_bps.tolist(),
+        "ladder_names": list(programme.ladder.names),
+    }
+    return {key: _finite(value) if isinstance(value, float) else value for key, value in numbers.items()}
+
+
+def severe_numbers(frames: pd.DataFrame, rule: SevereRule) -> dict[str, Any]:
+    """Return the part of a summary that says how many frames were severely distorted, and by which rule."""
+    share = math.nan
+    if rule.metric and len(frames):
+        share = severely_distorted_share(frames[rule.metric], rule.metric, threshold=rule.threshold)
+    return {
+        "severe_metric": rule.metric,
+        "severe_threshold": _finite(rule.threshold),
+        "severe_share": _finite(share),
+    }
+
+
+def write_record(folder: Path, record: SessionRecord) -> None:
+    """Write a session's tables and summary into `folder`."""
+    for name in TABLES:
+        write_table(folder / f"{name}.parquet", getattr(record, name))
+    write_json(folder / "summary.json", record.summary)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
