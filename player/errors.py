@@ -31,3 +31,11 @@ class WeightsError(PlayerError):
 
 class SessionError(PlayerError):
     """A driver that misuses a session (time going backwards, an answer nobody asked for), or settings out of range."""
+
+
+class FetchError(PlayerError):
+    """A server that cannot be reached, or answers with something else than what was asked for."""
+
+
+class PlaybackError(PlayerError):
+    """A session that could not play anything."""

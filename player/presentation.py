@@ -59,16 +59,36 @@ class Presentation:
         directory = Path(directory)
         manifest = _read_manifest(directory / MANIFEST_NAME)
         metrics, quality = read_sidecar(directory / manifest.quality_sidecar, manifest)
-        init_bytes = np.array([_file_size(directory / rung.init) for rung in manifest.representations], np.int64)
+        init_bytes = [_file_size(directory / rung.init) for rung in manifest.representations]
         columns = [_measure(directory, rung, quality[rung.id]) for rung in manifest.representations]
-        sizes = np.array(columns, np.int64).T  # [S, R]
-        order = np.argsort(init_bytes + sizes.sum(axis=0), kind="stable")
+        return cls.from_sizes(directory, manifest, init_bytes, columns, metrics, quality)
+
+    @classmethod
+    def from_sizes(
+        cls,
+        directory: Path,
+        manifest: Manifest,
+        init_bytes: Sequence[int],
+        segment_bytes: Sequence[Sequence[int]],
+        metrics: tuple[str, ...],
+        quality: Mapping[str, RepresentationQuality],
+    ) -> Presentation:
+        """Put a presentation together from sizes known otherwise, such as from a server.
+
+        Args:
+            directory: where the files are, or will be.
+            init_bytes: [R] in the manifest's order.
+            segment_bytes: [R][S] likewise.
+        """
+        init = np.array(init_bytes, np.int64)
+        sizes = np.array(segment_bytes, np.int64).T  # [S, R]
+        order = np.argsort(init + sizes.sum(axis=0), kind="stable")
         return cls(
             directory=directory,
             manifest=manifest,
             representations=tuple(manifest.representations[i] for i in order),
             segment_bytes=sizes[:, order],
-            init_bytes=init_bytes[order],
+            init_bytes=init[order],
             metrics=metrics,
             quality=quality,
         )
@@ -169,13 +189,16 @@ def write_sidecar(directory: str | Path, manifest: Manifest, quality: Mapping[st
 
 def read_sidecar(path: Path, manifest: Manifest) -> tuple[tuple[str, ...], dict[str, RepresentationQuality]]:
     """Return the metrics and the measurements of each representation in a quality sidecar that fits the manifest."""
+    return parse_sidecar(_read_text(path), manifest, path.name)
+
+
+def parse_sidecar(text: str, manifest: Manifest, name: str) -> tuple[tuple[str, ...], dict[str, RepresentationQuality]]:
+    """Return what the text of a quality sidecar called `name` holds, as read_sidecar does."""
     try:
-        content = json.loads(_read_text(path), parse_constant=_refuse_constant)
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(f"{path.name} is not JSON: {error}") from error
-    return _check_sidecar(content, manifest, path.name)
+        raise ManifestError(f"{name} is not JSON: {error}") from error
+    return _check_sidecar(content, manifest, name)
 
 
 def _check_sidecar(

@@ -1,0 +1,115 @@
+"""Rendering in a process of its own, so that neither decoding nor the interpreter's lock holds up the client."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from player.client import Media
+from player.errors import DecodeError
+from player.presentation import Presentation
+
+if TYPE_CHECKING:
+    from player.decoder import Decoder
+    from player.generator import Generator
+    from player.renderer import Renderer
+
+
+class WorkerRenderer:
+    """Renders every segment that arrives, in order; use as `async with`.
+
+    Frames are kept once for each (segment of the clip, representation), so a looping session's film needs no more disk
+    than the clip.
+    """
+
+    def __init__(self, presentation: Presentation, *, generator: str, device: str, folder: Path) -> None:
+        """
+        Args:
+            generator: of prompt streams: `embedded`, a folder or a hub id.
+            device: auto, cpu, cuda or cuda:N.
+            folder: takes the frames.
+        """
+        self._presentation, self._folder = presentation, folder
+        self._options = (presentation.manifest.codec, generator, device)
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(
+            1, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        )
+        self.frames = 0
+        """Rendered so far."""
+        self.busy_s = 0.0
+        """Seconds spent on them."""
+
+    async def __aenter__(self) -> WorkerRenderer:
+        """Load the decoder; its errors come up here, before anything is played."""
+        await asyncio.get_running_loop().run_in_executor(self._pool, _open, *self._options)
+        return self
+
+    async def __aexit__(self, *unused: object) -> None:
+        """Let the segment under way finish and end the process."""
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+
+    async def render(self, media: Media) -> None:
+        """Return when the segment's frames are there."""
+        path = self.path(media.segment % self._presentation.segments, media.representation)
+        target = None if path.exists() else path
+        loop = asyncio.get_running_loop()
+        key = media.representation
+        try:
+            frames, taken_s = await loop.run_in_executor(self._pool, _render, key, media.init, media.data, target)
+        except BrokenProcessPool as error:
+            raise DecodeError("the rendering process died; it may have run out of memory") from error
+        self.frames += frames
+        self.busy_s += taken_s
+
+    def path(self, clip_segment: int, representation: int) -> Path:
+        """Return where a segment's frames are kept, uint8 [T, H, W, 3]."""
+        return self._folder / f"{clip_segment}-{representation}.npy"
+
+    def load(self, clip_segment: int, representation: int) -> np.ndarray:
+        """Return a rendered segment's frames, mapped from disk."""
+        return np.load(self.path(clip_segment, representation), mmap_mode="r")
+
+
+# ---- in the process ------------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """What the process keeps between segments."""
+
+    codec: str
+    generator: Generator | None
+    renderer: Renderer
+    decoders: dict[int, Decoder]
+
+
+def _open(codec: str, generator: str, device: str) -> None:
+    from player.decoder import PROMPT
+    from player.generator import load_generator
+    from player.renderer import Renderer
+
+    _Worker.codec = codec
+    _Worker.generator = load_generator(generator, device=device) if codec == PROMPT else None
+    _Worker.renderer = Renderer()
+    _Worker.decoders = {}
+
+
+def _render(representation: int, init: bytes, data: bytes, target: Path | None) -> tuple[int, float]:
+    """Return how many frames a segment has and the seconds they took; write them to `target`."""
+    from player.decoder import create_decoder
+
+    if representation not in _Worker.decoders:
+        decoder = create_decoder(_Worker.codec, init, generator=_Worker.generator)
+        _Worker.decoders[representation] = decoder
+    rendered = _Worker.renderer.render(_Worker.decoders[representation], data)
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.save(target, rendered.frames)
+    return len(rendered.frames), rendered.render_s
