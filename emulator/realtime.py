@@ -1,10 +1,12 @@
-"""The real-time commands: `shell` and `proxy`. Parse, start, wait for the end."""
+"""The real-time commands: `shell`, `proxy` and `bench`. Parse, start, wait for the end, print."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
+import dataclasses
+import json
 import os
 import signal
 import sys
@@ -14,7 +16,7 @@ from typing import TextIO
 from emulator.config import LinkConfig
 from emulator.errors import RealTimeError
 from emulator.queues import QUEUE_NAMES, PacketQueue, create_queue, parse_queue
-from traces import Trace, load_trace
+from traces import Trace, TraceConfig, load_trace
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,12 +48,20 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shell.add_argument("command", nargs="*", metavar="-- COMMAND", help="default: your shell")
     shell.set_defaults(run=_shell)
 
+    bench = commands.add_parser("bench", help="measure how late packets leave the shaper on this machine")
+    bench.add_argument("--rates", default="5,20,100,200,400", metavar="LIST", help="Mbit/s (default %(default)s)")
+    bench.add_argument("--seconds", type=float, default=5.0, help="per rate (default %(default)s)")
+    bench.add_argument("--devices", choices=("tun", "sockets"), help="default: tun where it is permitted")
+    bench.add_argument("--json", action="store_true", help="print everything as JSON")
+    bench.set_defaults(run=_bench)
+
 
 def add_link_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe the emulated path."""
     parser.add_argument("--trace", required=True, help="the downlink: catalogue name or file of a trace")
     parser.add_argument("--share", type=int, default=1, metavar="N", help="what one of N users gets of it")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="begin S seconds into the trace")
+    parser.add_argument("--rate", type=float, metavar="BPS", help="of trace 'constant', in bit/s")
     parser.add_argument("--uplink", metavar="TRACE", help="the uplink; without it the uplink only delays")
     parser.add_argument(
         "--delay-ms", "--delay", type=float, default=LinkConfig.delay_ms, metavar="MS", help="one way (default 20)"
@@ -82,7 +92,9 @@ def downlink_queue(arguments: argparse.Namespace) -> PacketQueue:
 
 def downlink_trace(arguments: argparse.Namespace) -> Trace:
     """Load the downlink's trace as the options say."""
-    return load_trace(arguments.trace, share=arguments.share).starting_at(arguments.start)
+    return load_trace(
+        TraceConfig(arguments.trace, share=arguments.share, offset_s=arguments.start, rate_bps=arguments.rate)
+    )
 
 
 def uplink_trace(arguments: argparse.Namespace) -> Trace | None:
@@ -91,7 +103,7 @@ def uplink_trace(arguments: argparse.Namespace) -> Trace | None:
         if arguments.uplink_log is not None:
             raise RealTimeError("--uplink-log needs --uplink; an uplink that only delays has no events")
         return None
-    return load_trace(arguments.uplink).starting_at(arguments.start)
+    return load_trace(arguments.uplink, offset_s=arguments.start)
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -119,6 +131,17 @@ def _shell(arguments: argparse.Namespace) -> int:
         direct=arguments.direct,
     )
     return run_shell(config, arguments.command or [os.environ.get("SHELL", "/bin/sh")])
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from emulator import bench
+
+    try:
+        rates_bps = [float(text) * 1e6 for text in arguments.rates.split(",")]
+    except ValueError:
+        raise RealTimeError(f"rates {arguments.rates!r}; expected numbers separated by commas") from None
+    report = bench.run(rates_bps, seconds=arguments.seconds, devices=arguments.devices)
+    print(json.dumps(dataclasses.asdict(report), indent=1) if arguments.json else bench.format_report(report))
 
 
 def _proxy(arguments: argparse.Namespace) -> None:

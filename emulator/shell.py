@@ -30,6 +30,7 @@ from emulator.errors import EmulatorError, RealTimeError
 from emulator.link import Link
 from emulator.linklog import LinkLogWriter
 from emulator.path import downlink_path, uplink_path
+from emulator.processes import end, fork
 from emulator.queues import PacketQueue
 from emulator.relay import Listeners, Relay, concerns_relay, serve_listeners
 from emulator.shaper import Shaper, prepare_process
@@ -109,15 +110,15 @@ def run_shell(config: ShellConfig, command: Sequence[str]) -> int:
                 config.congestion,
             )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        child = _fork(lambda: _become_command(theirs, number, config, command, resolv_conf))
+        child = fork(lambda: _become_command(theirs, number, config, command, resolv_conf))
         theirs.close()
-        stack.callback(_end, child)
+        stack.callback(end, child)
         devices = _receive_devices(ours, outside)
         start_ns = time.monotonic_ns()
         packets, extra = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        shaper = _fork(lambda: _run_shaper(devices, extra, start_ns, config, [packets, ours]))
+        shaper = fork(lambda: _run_shaper(devices, extra, start_ns, config, [packets, ours]))
         extra.close()
-        stack.callback(_end, shaper, signal.SIGTERM)
+        stack.callback(end, shaper, signal.SIGTERM)
         os.close(devices.inside)
         ours.send(str(start_ns).encode())
         supervision = _supervise(child, shaper, packets, devices, namespace.outside_address(number))
@@ -133,34 +134,6 @@ def _write_resolv_conf(stack: contextlib.ExitStack, number: int, config: ShellCo
     path = folder / "resolv.conf"
     path.write_text(f"nameserver {namespace.outside_address(number)}\n")
     return path
-
-
-def _fork(work: Callable[[], None]) -> int:
-    """Run `work` in a child that dies with us; return its process id."""
-    parent = os.getpid()
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        namespace.die_with_parent(signal.SIGKILL)
-        if os.getppid() == parent:
-            work()
-            status = 0
-    except EmulatorError as error:
-        sys.stderr.write(f"emulator: {error}\n")
-    except OSError as error:
-        sys.stderr.write(f"emulator: {error.strerror}\n")
-    finally:
-        os._exit(status)
-
-
-def _end(child: int, number: int = signal.SIGKILL) -> None:
-    """End a child if it still runs, and wait for it."""
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        if os.waitpid(child, os.WNOHANG) == (0, 0):
-            os.kill(child, number)
-            os.waitpid(child, 0)
 
 
 def _become_command(
@@ -202,7 +175,7 @@ def _enter(number: int, config: ShellConfig, resolv_conf: Path | None) -> list[i
             os.close(outside)
             serve_listeners(theirs)
 
-        _fork(listen)
+        fork(listen)
         theirs.close()
         namespace.enter_new_network()
         descriptors = [outside, ours.detach()]
