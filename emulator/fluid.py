@@ -21,15 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator.config import MAX_RTO_MS, NEVER_US, LinkConfig
+from emulator.config import NEVER_US, LinkConfig
+from emulator.congestion import CongestionControl, create_congestion_control
 from emulator.errors import TransportError
-from emulator.tcp import RttEstimator
+from emulator.tcp import create_estimator
 from emulator.transfer import Rewindable, Transfer, check_request
 from traces import MTU_BYTES, Trace
 
 _POINTS_PER_WINDOW = 8
 _POINTS_PER_E_FOLD = 64  # of a transfer's length, once the window no longer grows geometrically
-_LEAST_WINDOW = 2.0
 _LOSS_THRESHOLD = 3
 _ROUNDING = 1e-9  # opportunities; absorbs the rounding of sums of packet sizes
 
@@ -89,8 +89,7 @@ class FluidTransport(Rewindable):
     """A persistent HTTP/1.1 connection in closed form; see `emulator.transport.Transport`."""
 
     def __init__(self, trace: Trace, config: LinkConfig) -> None:
-        if config.queue not in ("droptail", "infinite"):
-            raise TransportError(f"model fluid has no queue {config.queue}; use droptail, infinite, or model packet")
+        _check_supported(config)
         self._config = config
         self._schedule = Schedule(trace)
         self._delay_us = config.delay_us
@@ -100,10 +99,12 @@ class FluidTransport(Rewindable):
         self._until_loss = self._draw_gap()
         self._free = 0.0  # where the link's first free opportunity begins
         self._connected = False
-        self._window = 0.0
-        self._threshold = math.inf
+        self._control = self._new_control()
+        self._receive_window = config.receive_window_bytes // config.mss_bytes or math.inf
+        self._ack_every = config.ack_every
+        self._lonely_us = config.ack_delay_us if config.ack_every > 1 else 0
         self._last_sent_us = 0.0
-        self._rtt = self._new_estimator()
+        self._rtt = create_estimator(config)
         self._flow = _Flow(0, unsent=0)
 
     def request(self, size_bytes: int, request_s: float, deadline_s: float = math.inf) -> Transfer:
@@ -128,7 +129,7 @@ class FluidTransport(Rewindable):
         return request.cut(first_us, self._in_order_by()(deadline_us))
 
     def _save(self) -> dict[str, Any]:
-        saved = {**self.__dict__, "_rtt": copy.copy(self._rtt)}
+        saved = {**self.__dict__, "_rtt": copy.copy(self._rtt), "_control": copy.copy(self._control)}
         if self._config.loss:
             saved["_random"] = copy.deepcopy(self._random)
         return saved
@@ -139,29 +140,28 @@ class FluidTransport(Rewindable):
 
     # Connection
 
-    def _new_estimator(self) -> RttEstimator:
-        config = self._config
-        return RttEstimator(
-            initial_rto_us=round(config.initial_rto_ms * 1000),
-            min_rto_us=round(config.min_rto_ms * 1000),
-            max_rto_us=MAX_RTO_MS * 1000,
-        )
+    def _new_control(self) -> CongestionControl:
+        return create_congestion_control(self._config.congestion_control, float(self._config.initial_window_packets))
+
+    @property
+    def _window(self) -> float:
+        """How many packets may be in flight."""
+        return min(self._control.window, self._receive_window)
 
     def _connect(self, now_us: float, deadline_us: float) -> float:
         """Open a connection if there is none; return when the client can ask (past the deadline: it could not)."""
         if self._connected:
             return now_us
         self._connected = True
-        self._rtt = self._new_estimator()
-        self._window = float(self._config.initial_window_packets)
-        self._threshold = math.inf
+        self._rtt = create_estimator(self._config)
+        self._control = self._new_control()
         self._last_sent_us = math.inf  # nothing sent yet, so nothing to be idle since
-        for _ in range(self._config.handshake_rtts):
+        for _ in range(self._config.opening_rtts):
             sent_us = now_us + self._delay_us
-            while self._loses_one():
+            while self._loses_one() or self._queue_is_full(sent_us + self._delay_us):
                 sent_us += self._rtt.rto_us
                 self._rtt.back_off()
-                self._threshold, self._window = max(self._window / 2, _LEAST_WINDOW), 1.0
+                self._control.on_timeout(sent_us)
             if sent_us > deadline_us:
                 return math.inf
             place = max(float(self._schedule.count_until_us(sent_us + self._delay_us)), self._free)
@@ -172,12 +172,18 @@ class FluidTransport(Rewindable):
             self._last_sent_us = sent_us
         return now_us
 
+    def _queue_is_full(self, now_us: float) -> bool:
+        return self._free - self._schedule.count_until_us(now_us) >= self._queue_limit * self._share
+
     # One response
 
     def _transmit(self, flow: _Flow, server_us: float) -> None:
         """Run the response until the link took in its last packet, or until no acknowledgement beats the deadline."""
-        if self._config.idle_restart and server_us - self._last_sent_us > self._rtt.rto_us:
-            self._window = min(self._window, float(self._config.initial_window_packets))
+        idle_us = server_us - self._last_sent_us
+        if idle_us > 0:
+            self._control.on_idle(idle_us)
+        if self._config.idle_restart and idle_us > self._rtt.rto_us:
+            self._control.window = min(self._control.window, float(self._config.initial_window_packets))
         flow.sampled_from_us = server_us + self._delay_us
         total = flow.unsent
         self._release(flow, flow.sampled_from_us, flow.sampled_from_us)
@@ -194,21 +200,24 @@ class FluidTransport(Rewindable):
     def _acknowledge(self, flow: _Flow) -> None:
         """Process the next few acknowledgements at once, and what they release."""
         if flow.fresh_losses and flow.acked >= flow.detected_at:
-            self._halve(flow)
+            self._reduce(flow, self._departure_us(flow, flow.acked))
         flow.probed = False
         count = self._step(flow)
         first_us = self._departure_us(flow, flow.acked)
+        if self._ack_every > 1 and flow.acked:
+            first_us = self._departure_us(flow, min(flow.acked + self._ack_every, flow.admitted) - 1)
         round_trip_us = 2 * self._delay_us
         if flow.acked >= flow.sample_at:
             self._rtt.sample(first_us + round_trip_us - flow.sampled_from_us)
             flow.sample_at, flow.sampled_from_us = flow.admitted, first_us + round_trip_us
-        limited = 2 * flow.in_flight > self._window
+        slow_start = self._control.window < self._control.threshold
+        used = 2 * flow.in_flight > self._control.window if slow_start else flow.in_flight >= int(self._control.window)
         flow.acked += count
         flow.in_flight -= count
         last_us = self._departure_us(flow, flow.acked - 1) if count > 1 else first_us
         self._declare(flow, count)
-        if flow.acked > flow.recovery_end and limited:
-            self._grow(count)
+        if flow.acked > flow.recovery_end and used:
+            self._control.on_acks(last_us + round_trip_us, count, self._rtt.srtt_us or 0.0)
         self._release(flow, first_us + round_trip_us, last_us + round_trip_us)
 
     def _step(self, flow: _Flow) -> int:
@@ -221,13 +230,6 @@ class FluidTransport(Rewindable):
         if count > 1 and self._departure_us(flow, flow.acked + count - 1) > flow.deadline_us:
             count = max(self._delivered_by(flow, flow.deadline_us) - flow.acked, 1)  # nobody answers later ones
         return count
-
-    def _grow(self, count: int) -> None:
-        """Open the window for `count` acknowledgements: slow start up to the threshold, then congestion avoidance."""
-        slow_start = min(count, math.ceil(max(min(self._threshold - self._window, count), 0)))
-        self._window += slow_start
-        if slow_start < count:
-            self._window = math.sqrt(self._window**2 + 2 * (count - slow_start))
 
     def _release(self, flow: _Flow, first_us: float, last_us: float) -> None:
         """Fill the window with packets that reach the link between two times."""
@@ -266,10 +268,9 @@ class FluidTransport(Rewindable):
 
     # Losses
 
-    def _halve(self, flow: _Flow) -> None:
+    def _reduce(self, flow: _Flow, now_us: float) -> None:
         """Answer the losses that have just become known."""
-        self._threshold = max(self._window / 2, _LEAST_WINDOW)
-        self._window = self._threshold
+        self._control.on_loss(now_us)
         flow.known_losses += flow.fresh_losses
         flow.fresh_losses = 0
         flow.recovery_end = flow.admitted
@@ -307,14 +308,14 @@ class FluidTransport(Rewindable):
         if overtaken:
             now_us = last_us + self._rtt.reordering_us
         elif probe_us is not None and not flow.probed:
-            now_us = last_us + probe_us
+            now_us = last_us + min(probe_us + (self._lonely_us if flow.in_flight == 1 else 0), self._rtt.rto_us)
         else:
             now_us = last_us + self._rtt.rto_us
         if now_us > flow.deadline_us:
             return False
         arrival_us = now_us + self._delay_us
         if overtaken:
-            self._halve(flow)
+            self._reduce(flow, now_us)
             self._declare(flow, 0)
             self._release(flow, arrival_us, arrival_us)
         elif probe_us is not None and not flow.probed:
@@ -330,15 +331,13 @@ class FluidTransport(Rewindable):
             flow.in_flight -= 1
             flow.unsent += 1
             if not flow.fresh_losses:  # the probe repairs the only loss, which halves the window all the same
-                self._halve(flow)
+                self._reduce(flow, arrival_us)
         flow.probed = True
         self._send(flow, 1, arrival_us, arrival_us)
 
     def _time_out(self, flow: _Flow, arrival_us: float) -> None:
         """Start again from one packet, with all that was lost to be sent again."""
-        if self._window > 1:
-            self._threshold = max(self._window / 2, _LEAST_WINDOW)
-        self._window = 1.0
+        self._control.on_timeout(arrival_us)
         self._rtt.back_off()
         flow.unsent += flow.fresh_losses + int(flow.known_losses)
         self._close_holes(flow, flow.fresh_losses + int(flow.known_losses))
@@ -401,12 +400,25 @@ class FluidTransport(Rewindable):
             self._rtt.sample(acknowledged_us - flow.sampled_from_us)
         if flow.acked < flow.recovery_end:
             return
-        if self._window >= self._threshold:
-            if flow.in_flight >= int(self._window):
-                self._grow(1)
+        control = self._control
+        if control.window >= control.threshold:
+            count = int(flow.in_flight >= int(control.window))
         else:
-            count = min(max(math.ceil((2 * flow.in_flight - self._window) / 3), 0), flow.in_flight)
-            self._grow(min(count, math.ceil(min(self._threshold - self._window, count))))
+            count = min(max(math.ceil((2 * flow.in_flight - control.window) / 3), 0), flow.in_flight)
+            count = min(count, math.ceil(min(control.threshold - control.window, count)))
+        if count:
+            last_us = self._departure_us(flow, flow.admitted - 1) + 2 * self._delay_us
+            control.on_acks(last_us, count, self._rtt.srtt_us or 0.0)
+
+
+def _check_supported(config: LinkConfig) -> None:
+    """Refuse what has no closed form here."""
+    if config.queue not in ("droptail", "infinite"):
+        raise TransportError(f"model fluid has no queue {config.queue}; use droptail, infinite, or model packet")
+    if config.connections > 1:
+        raise TransportError(f"model fluid has one connection, found {config.connections}; use model packet")
+    if config.uplink_loss or config.off_s:
+        raise TransportError("model fluid has no uplink_loss and no off_s; use model packet")
 
 
 def _queue_limit(config: LinkConfig) -> float:

@@ -99,7 +99,7 @@ def test_outage_of_many_seconds(model):
 
 @both
 def test_a_deadline_cuts_the_transfer_and_closes_the_connection(model):
-    transport = make(model)
+    transport = make(model, congestion_control="reno")
     cut = transport.request(5_000_000, 0.0, deadline_s=1.0)
     assert not cut.complete
     assert cut.finish_s == 1.0
