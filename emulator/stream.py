@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from emulator.config import CONTROL_BYTES, HEADER_BYTES, MAX_RTO_MS, LinkConfig
+from emulator.config import CONTROL_BYTES, HEADER_BYTES, LinkConfig
 from emulator.elements import BernoulliLoss
 from emulator.link import Link
 from emulator.path import NEVER_US, Path, downlink_path, uplink_path
-from emulator.queues import PacketQueue, create_queue
-from emulator.tcp import RttEstimator, TcpSender, Transmission
+from emulator.queues import PacketQueue
+from emulator.tcp import Transmission, create_sender
 from traces import Trace
 
 BUFFER_BYTES = 4 * 1024 * 1024
@@ -52,8 +52,7 @@ class Network:
         keep_uplink_log: bool = False,
     ) -> None:
         if queue is None:
-            limits = (0, 0) if config.queue == "infinite" else (config.queue_packets, config.queue_bytes)
-            queue = create_queue(config.queue, limit_packets=limits[0], limit_bytes=limits[1])
+            queue = config.create_queue()
         self.config = config
         self.downlink = Link(trace, queue, keep_log=keep_log)
         self.uplink = None if uplink is None else Link(uplink, keep_log=keep_uplink_log)
@@ -98,8 +97,8 @@ class Connection:
         network.connections.add(self)
 
     def open(self, now_us: int, opened: Deliver) -> None:
-        """Shake hands: `config.handshake_rtts` round trips, then `opened`."""
-        self._shake(self._network.config.handshake_rtts, opened, now_us)
+        """Shake hands: `config.opening_rtts` round trips, then `opened`."""
+        self._shake(self._network.config.opening_rtts, opened, now_us)
 
     def _shake(self, round_trips: int, opened: Deliver, now_us: int) -> None:
         if round_trips == 0:
@@ -131,7 +130,7 @@ class Stream:
     """One direction of a connection: packets over a path by the model's TCP, delivered in order."""
 
     def __init__(self, config: LinkConfig, path: Path, return_path: Path, hold: Callable[[bool], None]) -> None:
-        self._sender = _new_sender(config)
+        self._sender = create_sender(config)
         self._path = path
         self._return_path = return_path
         self._hold = hold
@@ -215,12 +214,3 @@ class Stream:
 
 def _handing(deliver: Callable[[bytes], None], part: bytes) -> Deliver:
     return lambda _: deliver(part)
-
-
-def _new_sender(config: LinkConfig) -> TcpSender:
-    rtt = RttEstimator(
-        initial_rto_us=round(config.initial_rto_ms * 1000),
-        min_rto_us=round(config.min_rto_ms * 1000),
-        max_rto_us=MAX_RTO_MS * 1000,
-    )
-    return TcpSender(initial_window_packets=config.initial_window_packets, idle_restart=config.idle_restart, rtt=rtt)
