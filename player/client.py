@@ -204,7 +204,7 @@ class Client:
 
     def _fail(self, fetch: _Fetch, reason: str) -> None:
         self.last_error = f"{fetch.url}: {reason}"
-        log.info("%s", self.last_error)
+        log.warning("%s", self.last_error)
         self._session.on_error(self.now_s, reason, fetch.received_bytes, first_byte_s=fetch.first_byte_s)
 
     async def _sleep_until(self, until_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,3 +77,26 @@ def tiny_encoder(tiny_generator: Generator) -> PromptEncoder:
     encoder = load_encoder(tiny_generator)
     assert encoder is not None
     return encoder
+
+
+@pytest.fixture
+def box_package(tmp_path: Path) -> Path:
+    """Four segments of 0.2 s in two representations, 600 and 1800 bytes each, in boxes without pictures."""
+    from player.manifest import Manifest, Representation
+    from player.mp4 import box
+    from player.presentation import RepresentationQuality, write_manifest, write_sidecar
+
+    folder = tmp_path / "root" / "clip"
+    rungs = [Representation("low", 25_000, None, "hvc1.1"), Representation("high", 75_000, None, "hvc1.1")]
+    quality = {}
+    for rung, size, psnr_db in zip(rungs, (600, 1800), (25.0, 35.0), strict=True):
+        (folder / rung.id).mkdir(parents=True)
+        (folder / rung.init).write_bytes(box(b"ftyp", bytes(8)) + box(b"moov", bytes(100)))
+        for index in range(4):
+            data = box(b"styp", bytes(8)) + box(b"moof", bytes(84))
+            (folder / rung.media(index)).write_bytes(data + box(b"mdat", bytes(size - len(data) - 8)))
+        quality[rung.id] = RepresentationQuality((size,) * 4, {"psnr_db": (np.full(2, psnr_db),) * 4})
+    manifest = Manifest("clip", "h265", 64, 64, Fraction(10), (2,) * 4, tuple(rungs))
+    write_manifest(folder, manifest)
+    write_sidecar(folder, manifest, quality)
+    return folder
