@@ -1,11 +1,12 @@
-"""BOLA-BASIC: choose by the buffer, maximising utility. Spiteri, Urgaonkar, Sitaraman, INFOCOM 2016 (1601.06748).
+"""BOLA: choose by the buffer, maximising utility. Spiteri, Urgaonkar, Sitaraman, INFOCOM 2016 (1601.06748).
 
 With the buffer Q in seconds, S_m the size of the next segment at representation m, utilities u_m = ln(b_m / b_0) from
 the average bitrates, and constants V and gp (the paper's gamma p), BOLA takes the m with the largest
 
     (V (u_m + gp) - Q) / S_m
 
-and downloads nothing while it is negative for every m, that is while Q > V (u_M + gp).
+and downloads nothing while it is negative for every m, that is while Q > V (u_M + gp). That is BOLA-BASIC, `Bola`.
+`FiniteBola` adds what the authors' simulator Sabre adds: BOLA-FINITE, BOLA-U or BOLA-O, and abandonment.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-from abr.base import Decision, Ladder, Observation, check_fraction, check_positive
+from abr.base import Decision, Ladder, Observation, Progress, check_fraction, check_positive
+from abr.split import check_sizes, highest_in_time, rule_estimator, rule_sizes
+from abr.throughput import Estimator
 
 LOW_BUFFER = 0.2
 """Share of the cap below which only the lowest representation is taken: Puffer's 3 s of 15 s."""
@@ -39,8 +43,8 @@ class Bola:
         self.ladder = ladder
         self.utilities = np.log(ladder.bitrate_bps / ladder.bitrate_bps[0])  # [R], u_0 = 0
         top_s = capacity_s - float(ladder.segment_duration_s.max())
-        # A segment of half the cap or more leaves no range to work in; half the cap keeps V positive and harmless.
-        top_s = max(top_s, capacity_s / 2)
+        if top_s <= 0:  # a segment as long as the cap leaves no range to work in; half the cap keeps V positive
+            top_s = capacity_s / 2
         best = float(self.utilities[-1])
         if gp is not None:
             self.gp = check_positive("gp", gp)
@@ -62,6 +66,130 @@ class Bola:
         scores = (levels_s - observation.buffer_s) / sizes
         choice = int(np.argmax(scores))  # the first, so the lowest, of equals
         return Decision(choice, reason=f"score {scores[choice] * 1e3:.4g} s/kB at buffer {observation.buffer_s:.2f} s")
+
+
+class FiniteBola(Bola):
+    """BOLA-FINITE with BOLA-U or BOLA-O (arXiv version, Sections V-VI), and abandonment, as in Sabre.
+
+    Finite: while few segments are behind or left, the buffer aimed at is that number of segments / 2, at least three.
+    A step up beyond q_T, the highest representation that downloads within its own duration, is not taken where the last
+    choice is above q_T already; else it ends at q_T + 1 (BOLA-U), or at q_T (BOLA-O) after a wait until the buffer is
+    down to the level V (u + gp) at which q_T scores nothing.
+
+    A download is given up for the m with the largest (V (u_m + gp) - Q) / S_m, if that is larger than the same score
+    with what is left of the present download as its size, and S_m is less than that.
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        estimator: Estimator,
+        *,
+        buffer_capacity_s: float,
+        gp: float | None = None,
+        low_buffer: float = LOW_BUFFER,
+        oscillates: bool = True,
+        finite: bool = True,
+        sizes: str = "segment",
+    ) -> None:
+        """Args: oscillates: True is BOLA-U, False BOLA-O. sizes: see `abr.split.SIZES`."""
+        super().__init__(ladder, buffer_capacity_s=buffer_capacity_s, gp=gp, low_buffer=low_buffer)
+        self.estimator, self.oscillates, self.finite = estimator, oscillates, finite
+        self.sizes = check_sizes(sizes)
+        self._whole_v_s, self._last = self.v_s, 0
+
+    def choose(self, observation: Observation) -> Decision:
+        """See `abr.base.Abr`. The first segment, before anything is known, is the lowest."""
+        estimate = self.estimator.estimate(observation.samples, observation.now_s)
+        if estimate is None:
+            return Decision(0, reason="no transfer measured yet: lowest")
+        index, buffer_s = observation.segment_index, observation.buffer_s
+        self.v_s = self._v_at(index, observation.buffer_capacity_s) if self.finite else self._whole_v_s
+        sizes = rule_sizes(self.ladder, index, self.sizes)
+        levels_s = self.v_s * (self.utilities + self.gp)  # [R]
+        choice, wait_s, why = int(np.argmax((levels_s - buffer_s) / sizes)), 0.0, "BOLA"
+        if choice > self._last:
+            sustainable = highest_in_time(sizes, estimate, float(self.ladder.segment_duration_s[index]))
+            if choice > sustainable:
+                why = f"BOLA's {choice} is above the sustainable {sustainable}"
+                if self._last > sustainable:
+                    choice = self._last
+                elif self.oscillates:
+                    choice = sustainable + 1
+                else:
+                    choice = sustainable
+                    wait_s = max(buffer_s - float(levels_s[choice]), 0.0)
+        self._last = choice
+        reason = f"{why}; buffer {buffer_s:.2f} s, V {self.v_s:.3f} s"
+        return Decision(choice, wait_s, estimate_bps=estimate.rate_bps, reason=reason)
+
+    def abandon(self, progress: Progress) -> int | None:
+        """See `abr.base.Abandoning`."""
+        left_bytes = progress.size_bytes - progress.received_bytes
+        if progress.received_bytes == 0 or left_bytes == 0:
+            return None
+        sizes = rule_sizes(self.ladder, progress.observation.segment_index, self.sizes)
+        spans_s = self.v_s * (self.utilities + self.gp) - progress.observation.buffer_s  # [R]
+        target = better_download(spans_s, sizes, progress, float(left_bytes))
+        if target is not None:
+            self._last = target
+        return target
+
+    def _v_at(self, index: int, capacity_s: float) -> float:
+        """Return V for the buffer that the segments behind and left call for."""
+        near = max(min(index, self.ladder.segments - index) / 2, 3)
+        longest_s = float(self.ladder.segment_duration_s.max())
+        if near * longest_s >= capacity_s:
+            return self._whole_v_s
+        return (near * longest_s - longest_s) / (float(self.utilities[-1]) + self.gp)
+
+
+def better_download(
+    spans_s: NDArray[np.float64], sizes: NDArray[np.float64], progress: Progress, left_bytes: float
+) -> int | None:
+    """Return the lower representation with the best score, if giving up for it scores more than going on.
+
+    Args: spans_s: [R] V (u_m + gp) - Q. sizes: [R] bytes. left_bytes: of the present download, > 0.
+    """
+    current, target = progress.representation, None
+    score = float(spans_s[current]) / left_bytes
+    if score < 0:
+        return None
+    for index in range(current):
+        other_bytes = progress.size_bytes * sizes[index] / sizes[current]
+        if other_bytes < left_bytes and spans_s[index] / other_bytes > score:
+            score, target = float(spans_s[index]) / other_bytes, index
+    return target
+
+
+def bola_u(
+    ladder: Ladder,
+    *,
+    buffer_capacity_s: float,
+    gp: float | None = None,
+    low_buffer: float = LOW_BUFFER,
+    sizes: str = "segment",
+    estimator: str = "slow_start",
+) -> FiniteBola:
+    """Build `bola_u`."""
+    rule = rule_estimator(estimator, ladder)
+    return FiniteBola(ladder, rule, buffer_capacity_s=buffer_capacity_s, gp=gp, low_buffer=low_buffer, sizes=sizes)
+
+
+def bola_o(
+    ladder: Ladder,
+    *,
+    buffer_capacity_s: float,
+    gp: float | None = None,
+    low_buffer: float = LOW_BUFFER,
+    sizes: str = "segment",
+    estimator: str = "slow_start",
+) -> FiniteBola:
+    """Build `bola_o`."""
+    rule = rule_estimator(estimator, ladder)
+    return FiniteBola(
+        ladder, rule, buffer_capacity_s=buffer_capacity_s, gp=gp, low_buffer=low_buffer, sizes=sizes, oscillates=False
+    )
 
 
 def _tie(ladder: Ladder) -> float:

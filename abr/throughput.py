@@ -42,13 +42,12 @@ class RateEstimate:
     """Packets that the next answer may start with."""
     path: PathModel
 
-    def predict_transfer_s(self, size_bytes: int) -> float:
+    def predict_transfer_s(self, size_bytes: float) -> float:
         """Predict the seconds from request to last byte of an object: round trip, slow start, serialisation."""
         if self.rtt_s == 0:
             return 8 * size_bytes / self.rate_bps
-        spread = spread_s(
-            self.path, size_bytes, window_packets=self.window_packets, rtt_s=self.rtt_s, rate_bps=self.rate_bps
-        )
+        whole, window = math.ceil(size_bytes), self.window_packets
+        spread = spread_s(self.path, whole, window_packets=window, rtt_s=self.rtt_s, rate_bps=self.rate_bps)
         return self.rtt_s + spread
 
 

@@ -101,6 +101,13 @@ class Session:
         return self._playback.playable_s if self._playback else 0.0
 
     @property
+    def buffered(self) -> tuple[Buffered, ...]:
+        """What is downloaded and has not begun to play, in order of playback."""
+        played_s = self._playback.played_s if self._playback else 0.0
+        items = self._buffered.items()
+        return tuple(Buffered(index, held, content_s - played_s) for index, (held, content_s) in items)
+
+    @property
     def wants_progress(self) -> bool:
         """Whether reports of progress can change anything; a simulator need not step without it."""
         return self._adviser.may_abandon or (self._pending is not None and self._pending.held is not None)
@@ -421,10 +428,7 @@ class Session:
             playing=self._clock.state is PlaybackState.PLAYING,
             render_speed=self._render_speed,
             held_back_s=0.0 if self._held_back_since_s is None else self._clock.now_s - self._held_back_since_s,
-            buffered=tuple(
-                Buffered(index, representation, content_s - self._clock.played_s)
-                for index, (representation, content_s) in self._buffered.items()
-            ),
+            buffered=self.buffered,
         )
 
     def _send(self, now_s: float, pending: Pending) -> Request:
