@@ -6,6 +6,7 @@ backbones are written here, layer for layer under torchvision's names, so that t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ _EPSILON = 1e-10
 _BATCH_PIXELS = 2 * 256 * 256  # larger batches spend their time in page faults: intermediates pass 32 MB
 
 
-class _Fire(nn.Module):
+class Fire(nn.Module):
     """SqueezeNet's block: a 1x1 squeeze, then 1x1 and 3x3 filters side by side."""
 
     def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
@@ -40,16 +41,16 @@ def _squeezenet() -> list[nn.Module]:
         nn.Conv2d(3, 64, 3, stride=2),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 2, ceil_mode=True),
-        _Fire(64, 16, 64),
-        _Fire(128, 16, 64),
+        Fire(64, 16, 64),
+        Fire(128, 16, 64),
         nn.MaxPool2d(3, 2, ceil_mode=True),
-        _Fire(128, 32, 128),
-        _Fire(256, 32, 128),
+        Fire(128, 32, 128),
+        Fire(256, 32, 128),
         nn.MaxPool2d(3, 2, ceil_mode=True),
-        _Fire(256, 48, 192),
-        _Fire(384, 48, 192),
-        _Fire(384, 64, 256),
-        _Fire(512, 64, 256),
+        Fire(256, 48, 192),
+        Fire(384, 48, 192),
+        Fire(384, 64, 256),
+        Fire(512, 64, 256),
     ]
 
 
@@ -105,6 +106,29 @@ BACKBONES = {
 """By LPIPS' name of the network: SqueezeNet 1.1, AlexNet, VGG-16."""
 
 
+def distance_maps(
+    pair: torch.Tensor, layers: Iterable[nn.Module], taps: Sequence[int], heads: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return the distances [B, 1, h, w] at the taps of a backbone, for `pair` [2 B, 3, H, W], reference first.
+
+    At every place: features of unit length over channels, squared differences, summed under the head [1, C, 1, 1].
+    """
+    x = pair.contiguous(memory_format=torch.channels_last)
+    maps: list[torch.Tensor] = []
+    for index, layer in enumerate(layers):
+        x = layer(x)
+        if index == taps[len(maps)]:
+            features = x.float()
+            a, b = (features * (features.norm(dim=1, keepdim=True) + _EPSILON).reciprocal()).chunk(2)
+            maps.append(torch.nn.functional.conv2d((a - b).square(), heads[len(maps)]))
+    return maps
+
+
+def sum_of_means(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the scores [B] of maps [B, 1, h, w]: each averaged over its places, then summed."""
+    return torch.stack([tap.mean(dim=(1, 2, 3)) for tap in maps]).sum(dim=0)
+
+
 class LpipsNetwork(nn.Module):
     """Backbone and heads; `state_dict` has `features.*` under torchvision's names and `lin0`.. [1, C, 1, 1]."""
 
@@ -119,29 +143,22 @@ class LpipsNetwork(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
+    def tap_maps(self, reference: torch.Tensor, distorted: torch.Tensor) -> list[torch.Tensor]:
+        """Return the distance at every place of every tap, [B, 1, h, w] each, of frames [B, 3, H, W] in [-1, 1].
+
+        Differentiable in the frames. For studies of the metric itself; what measures is `forward`.
+        """
+        pair = (torch.cat((reference, distorted)) - self.shift) / self.scale
+        heads = [getattr(self, f"lin{tap}") for tap in range(len(self._backbone.taps))]
+        return distance_maps(pair, self.features, self._backbone.taps, heads)
+
     @torch.no_grad()
     def forward(self, reference: torch.Tensor, distorted: torch.Tensor) -> torch.Tensor:
         """Return the distances [B] of two batches of frames, float32 [B, 3, H, W] in [-1, 1].
 
         No gradient passes: what is reported is never fitted to (docs/metrics.md).
         """
-        frames = len(reference)
-        x = (torch.cat((reference, distorted)) - self.shift) / self.scale
-        x = x.contiguous(memory_format=torch.channels_last)
-        distance = x.new_zeros(frames)
-        tap = 0
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            if index == self._backbone.taps[tap]:
-                distance += self._tap_distance(x, getattr(self, f"lin{tap}"))
-                tap += 1
-        return distance
-
-    @staticmethod
-    def _tap_distance(features: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        """Return the head's [B] average over the pixels of one tap [2 B, C, H, W], reference before distorted."""
-        a, b = (features / (features.norm(dim=1, keepdim=True) + _EPSILON)).chunk(2)
-        return torch.nn.functional.conv2d(a.sub_(b).square_(), head).mean(dim=(1, 2, 3))
+        return sum_of_means(self.tap_maps(reference, distorted))
 
 
 class Lpips:
