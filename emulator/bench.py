@@ -7,6 +7,7 @@ errors are taken of each departure: after the shaper's write, and by the receivi
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import select
@@ -40,6 +41,7 @@ _PAYLOAD_BYTES = 1472
 _OVERLOAD = 1.1
 _QUEUE_PACKETS = 256
 _WARM_UP_S = 0.5
+_PATIENCE_S = 10.0
 _SO_TIMESTAMPNS = 35
 _BUFFER_BYTES = 8 * 1024 * 1024
 
@@ -99,7 +101,7 @@ def run(rates_bps: list[float], *, seconds: float, devices: str | None = None) -
         seconds: per rate, after half a second that does not count.
         devices: `tun`, or `sockets` (pairs of Unix sockets, no privileges); None: `tun` where it is permitted.
     """
-    if not rates_bps or min(rates_bps) <= 0:
+    if not all(0 < rate_bps < math.inf for rate_bps in rates_bps):
         raise RealTimeError(f"rates {rates_bps}; expected numbers above 0")
     if not 0.1 <= seconds <= 600:
         raise RealTimeError(f"seconds is {seconds}; expected 0.1 to 600")
@@ -173,7 +175,7 @@ def _measure(rate_bps: float, seconds: float, devices: str) -> tuple[RateResult,
     trace = load_trace(TraceConfig("constant", rate_bps=rate_bps))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emulator-bench-")))
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         ends = fork(lambda: _be_both_ends(theirs, rate_bps, devices, folder))
         stack.callback(end, ends)
         theirs.close()
@@ -276,7 +278,9 @@ def _stamp_batch(receiver: socket.socket, stamps_ns: array[int]) -> None:
 
 
 def _shape(trace: Trace, outside: int, inside: int, seconds: float, folder: Path) -> None:
-    """Run the shaper for a while and write down what it did."""
+    """Run the shaper for a while, from the first packet on, and write down what it did."""
+    scheduling = prepare_process()
+    select.select([outside], (), (), _PATIENCE_S)
     start_ns, start_wall_ns = time.monotonic_ns(), time.time_ns()
     link = Link(trace, create_queue("droptail", limit_packets=_QUEUE_PACKETS))
     end_ns = start_ns + round((seconds + _WARM_UP_S) * 1e9)
@@ -289,7 +293,6 @@ def _shape(trace: Trace, outside: int, inside: int, seconds: float, folder: Path
         housekeeping=lambda: shaper.stop() if time.monotonic_ns() >= end_ns else None,
     )
     shaper.late_us, shaper.due_us = array("i"), array("q")
-    scheduling = prepare_process()
     started_s, used_s = time.monotonic(), time.process_time()
     shaper.run()
     cpu = (time.process_time() - used_s) / (time.monotonic() - started_s)

@@ -37,6 +37,7 @@ from emulator.shaper import Shaper, prepare_process
 from traces import Trace
 
 _FLUSH_S = 0.5
+_KEYBOARD_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _SOCKET_BUFFER_BYTES = 4 * 1024 * 1024  # between shaper and relay
 
@@ -97,6 +98,8 @@ def run_shell(config: ShellConfig, command: Sequence[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.ExitStack() as stack:
+        for signal_number in _KEYBOARD_SIGNALS:  # the terminal sends them to the command, which decides
+            stack.callback(signal.signal, signal_number, signal.signal(signal_number, signal.SIG_IGN))
         number = namespace.free_number()
         resolv_conf = _write_resolv_conf(stack, number, config)
         outside = -1
@@ -109,13 +112,14 @@ def run_shell(config: ShellConfig, command: Sequence[str]) -> int:
                 namespace.inside_address(number),
                 config.congestion,
             )
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.callback(os.close, outside)
+        ours, theirs = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         child = fork(lambda: _become_command(theirs, number, config, command, resolv_conf))
         theirs.close()
         stack.callback(end, child)
-        devices = _receive_devices(ours, outside)
+        devices = _receive_devices(stack, ours, outside)
         start_ns = time.monotonic_ns()
-        packets, extra = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        packets, extra = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
         shaper = fork(lambda: _run_shaper(devices, extra, start_ns, config, [packets, ours]))
         extra.close()
         stack.callback(end, shaper, signal.SIGTERM)
@@ -152,7 +156,7 @@ def _become_command(
     control.close()
     os.environ["MAHIMAHI_BASE"] = namespace.outside_address(number)
     os.environ["EMULATOR_START_NS"] = start.decode()
-    for signal_number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; a command expects the defaults
+    for signal_number in (*_KEYBOARD_SIGNALS, signal.SIGPIPE, signal.SIGXFSZ):  # ignored by us or by Python
         signal.signal(signal_number, signal.SIG_DFL)
     try:
         os.execvp(command[0], list(command))
@@ -170,7 +174,6 @@ def _enter(number: int, config: ShellConfig, resolv_conf: Path | None) -> list[i
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def listen() -> None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             ours.close()
             os.close(outside)
             serve_listeners(theirs)
@@ -185,7 +188,7 @@ def _enter(number: int, config: ShellConfig, resolv_conf: Path | None) -> list[i
     return [inside, *descriptors]
 
 
-def _receive_devices(control: socket.socket, outside: int) -> _Devices:
+def _receive_devices(stack: contextlib.ExitStack, control: socket.socket, outside: int) -> _Devices:
     """Take the devices that the child has made; RealTimeError repeats why it could not."""
     message, descriptors, _, _ = socket.recv_fds(control, 4096, 3)
     if not descriptors:
@@ -193,7 +196,9 @@ def _receive_devices(control: socket.socket, outside: int) -> _Devices:
         raise RealTimeError(text)
     if len(descriptors) == 1:
         return _Devices(outside, descriptors[0], None)
-    return _Devices(descriptors[1], descriptors[0], socket.socket(fileno=descriptors[2]))
+    stack.callback(os.close, descriptors[1])
+    helper = stack.enter_context(socket.socket(fileno=descriptors[2]))
+    return _Devices(descriptors[1], descriptors[0], helper)
 
 
 def _run_shaper(
@@ -202,7 +207,6 @@ def _run_shaper(
     """Shape until SIGTERM; what is in the logs then is complete."""
     for other in others:
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     down = None if config.trace is None else Link(config.trace, config.queue, keep_log=config.log is not None)
     up = None if config.uplink is None else Link(config.uplink, keep_log=config.uplink_log is not None)
@@ -273,13 +277,12 @@ async def _supervise(child: int, shaper: int, packets: socket.socket, devices: _
     """Relay until the command has ended; return its exit status. Signals to end go to the command."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # the terminal sends them to the command as well
     for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, _pass_on, child, number)
 
     def reap(process: int, descriptor: int) -> None:
         loop.remove_reader(descriptor)
+        os.close(descriptor)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         if ended.done():
             return
