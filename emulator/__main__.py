@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emulator import compare, graph, realtime
-from emulator.config import MODELS, LinkConfig
+from emulator.config import MODELS, LinkConfig, parse_settings
 from emulator.elements import cross, parse_element
 from emulator.errors import EmulatorError
 from emulator.queues import COMPAT_NAMES, QUEUE_NAMES, parse_queue
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (EmulatorError, TraceError, OSError) as error:
         print(f"emulator: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,11 +101,22 @@ def _add_link_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue-packets", type=int, default=LinkConfig.queue_packets)
     parser.add_argument("--loss", type=float, default=LinkConfig.loss)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--link",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting of the link, as link.KEY of an experiment, e.g. congestion_control=reno",
+    )
 
 
 def _link(arguments: argparse.Namespace) -> LinkConfig:
     return LinkConfig(
-        queue=arguments.queue, queue_packets=arguments.queue_packets, loss=arguments.loss, seed=arguments.seed
+        queue=arguments.queue,
+        queue_packets=arguments.queue_packets,
+        loss=arguments.loss,
+        seed=arguments.seed,
+        **parse_settings(arguments.link, taken=("model", "delay_ms", "queue", "queue_packets", "loss", "seed")),
     )
 
 
