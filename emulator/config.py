@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from emulator.congestion import CONTROL_NAMES
 from emulator.errors import TransportError
@@ -163,6 +165,24 @@ class LinkConfig:
     def delay_us(self) -> int:
         """One-way delay in whole microseconds, the resolution of both models."""
         return round(self.delay_ms * 1000)
+
+
+def parse_settings(texts: Sequence[str], *, taken: Sequence[str] = ()) -> dict[str, Any]:
+    """Read `key=value` texts as fields of LinkConfig, all but those `taken` by options of their own."""
+    known: dict[str, Any] = {field.name: type(field.default) for field in fields(LinkConfig) if field.name not in taken}
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if key not in known or not equals:
+            raise TransportError(f"link setting {text!r}; expected KEY=VALUE, KEY one of {', '.join(known)}")
+        try:
+            settings[key] = _BOOLS[value.lower()] if known[key] is bool else known[key](value)
+        except (ValueError, KeyError):
+            raise TransportError(f"link setting {text!r}; expected a value of type {known[key].__name__}") from None
+    return settings
+
+
+_BOOLS = {"true": True, "false": False}
 
 
 def _check_name(field: str, value: str, known: tuple[str, ...]) -> None:

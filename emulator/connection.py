@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from emulator.config import CONTROL_BYTES, HEADER_BYTES, NEVER_US, LinkConfig
@@ -116,13 +117,14 @@ class Connection:
     @property
     def timer_us(self) -> int:
         """When the server's or the client's timer runs out."""
-        timer_us = None if self.sender is None else self.sender.timer_us
-        return min(NEVER_US if timer_us is None else math.ceil(timer_us), self.client.ack_due_us, self.client.resend_us)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the client has all it asked for."""
-        return not self.exchanges and self.client.message_us is not None
+        due_us = self.client.ack_due_us
+        if self.client.resend_us < due_us:
+            due_us = self.client.resend_us
+        if self.sender is not None:
+            sender_us = self.sender.timer_us
+            if sender_us is not None and sender_us < due_us:
+                due_us = math.ceil(sender_us)
+        return due_us
 
     def ask(self, body_bytes: int) -> None:
         """Plan a request for a body of this size."""
@@ -144,14 +146,15 @@ class Connection:
         else:
             self.sender.on_acks(now_us, item)
 
-    def body_bytes_by(self, time_us: int) -> int:
-        """Return how much of the response's body had arrived in order."""
-        progress = self.client.progress
-        if self.exchanges:  # the last one to go out is the request
-            return 0
-        count = bisect_right(progress, time_us, key=lambda entry: entry[0])
-        if not count:
-            return 0
-        segments = progress[count - 1][1] - self._response_start
-        received = segments * self._config.mss_bytes - self._config.response_header_bytes
-        return min(max(received, 0), self.body_bytes)
+    def timeline(self) -> Callable[[int], int]:
+        """Return a function of time (us): how much of the response's body had arrived in order by then."""
+        config, body_bytes = self._config, self.body_bytes
+        progress = [] if self.exchanges else self.client.progress  # the last exchange to start is the request
+        start_bytes = self._response_start * config.mss_bytes + config.response_header_bytes
+
+        def body_bytes_by(time_us: int) -> int:
+            count = bisect_right(progress, time_us, key=lambda entry: entry[0])
+            received = progress[count - 1][1] * config.mss_bytes - start_bytes if count else 0
+            return min(max(received, 0), body_bytes)
+
+        return body_bytes_by

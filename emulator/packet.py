@@ -45,33 +45,35 @@ class PacketTransport(Rewindable):
         self._open: list[Connection] = []  # the client's, in order
         self._alive: list[Connection] = []  # those, and abandoned ones whose server does not know it yet
         self._asked: list[Connection] = []  # those that take part in the current request
+        self._missing = 0  # of those, how many still wait for something
 
     def request(self, size_bytes: int, request_s: float, deadline_s: float = math.inf) -> Transfer:
         """Fetch an object; see `Transport.request`."""
         request = check_request(size_bytes, request_s, deadline_s, previous_finish_us=self._finish_us)
         self._requests += 1
-        self._asked = []
-        self._run(request.request_us)
+        self._run(request.request_us, waiting=False)
         self._ask(size_bytes, request.request_us)
-        self._run(request.deadline_us)
-        clients = [connection.client for connection in self._asked]
+        self._run(request.deadline_us, waiting=True)
+        # A connection with an exchange left is still shaking hands.
+        clients = [connection.client for connection in self._asked if not connection.exchanges]
         first_us = min((client.first_byte_us for client in clients if client.first_byte_us is not None), default=None)
-        if first_us is not None and self._is_complete():
+        if first_us is not None and not self._missing:
             self._finish_us = max(client.message_us or 0 for client in clients)
             return request.completed(first_us, self._finish_us)
         self._finish_us = request.deadline_us
-        waiting_for_response = [not connection.exchanges for connection in self._asked]
         received_bytes = self._in_order_by()(self._finish_us)
         self._abort()
-        return request.cut(first_us if any(waiting_for_response) else None, received_bytes)
+        return request.cut(first_us, received_bytes)
 
     def _save(self) -> dict[str, Any]:
+        for connection in self._open:
+            connection.client.progress = []  # of a response that is over
         # One copy of everything: the sender's packets are the link's and the client's, and must stay so.
         return copy.deepcopy({name: value for name, value in self.__dict__.items() if name != "_config"})
 
     def _in_order_by(self) -> Callable[[int], int]:
-        asked = self._asked
-        return lambda time_us: sum(connection.body_bytes_by(time_us) for connection in asked)
+        timelines = [connection.timeline() for connection in self._asked]
+        return lambda time_us: sum(body_bytes_by(time_us) for body_bytes_by in timelines)
 
     def _ask(self, size_bytes: int, now_us: int) -> None:
         """Ask for an equal part of the object on every connection; open those that are not."""
@@ -81,12 +83,10 @@ class PacketTransport(Rewindable):
             self._open.append(connection)
             self._alive.append(connection)
         self._asked = self._open[:parts]
+        self._missing = parts
         for place, connection in enumerate(self._asked):
             connection.ask(size_bytes * (place + 1) // parts - size_bytes * place // parts)
             self._go_on(connection, now_us)
-
-    def _is_complete(self) -> bool:
-        return bool(self._asked) and all(connection.complete for connection in self._asked)
 
     def _go_on(self, connection: Connection, now_us: int) -> None:
         """Start a connection's next exchange; what is not yet acknowledged goes with it."""
@@ -99,6 +99,7 @@ class PacketTransport(Rewindable):
 
     def _abort(self) -> None:
         """Close the connections: the server learns of it one delay later, sent packets stay on their way."""
+        self._missing = 0
         for connection in self._asked:
             connection.abandoned = True  # nobody answers its packets from now on
             connection.client.take_pending()
@@ -117,22 +118,23 @@ class PacketTransport(Rewindable):
             for packet in self._uplink.arrive(now_us // 1000, size_bytes, item):
                 self._to_server.arrive(packet.departure_ms * 1000, packet.tag)
 
-    def _run(self, until_us: int) -> None:
-        """Process events up to and including `until_us`, or until everything asked for has arrived.
+    def _run(self, until_us: int, *, waiting: bool) -> None:
+        """Process events up to and including `until_us`; when `waiting`, only until all that was asked for has arrived.
 
         At equal times the links go first: an arrival cannot use an opportunity of its own millisecond.
         """
         downlink, uplink = self._downlink, self._uplink
         to_link, to_server = self._to_link.items, self._to_server.items
-        while not self._is_complete():
+        while self._missing or not waiting:
             down_us = downlink.next_busy_ms * 1000
             arrival_us = to_link[0][0] if to_link else NEVER_US
             up_us = NEVER_US if uplink is None else uplink.next_busy_ms * 1000
             server_us = to_server[0][0] if to_server else NEVER_US
             timer_us, timed = NEVER_US, None
             for connection in self._alive:
-                if connection.timer_us < timer_us:
-                    timer_us, timed = connection.timer_us, connection
+                due_us = connection.timer_us
+                if due_us < timer_us:
+                    timer_us, timed = due_us, connection
             now_us = min(down_us, arrival_us, up_us, server_us, timer_us)
             if now_us > until_us or now_us == NEVER_US:
                 return
@@ -193,5 +195,8 @@ class PacketTransport(Rewindable):
             acked = client.receive(now_us, transmission)
             if acked:
                 self._send_up(now_us, HEADER_BYTES, (connection, acked))
-            if client.message_us is not None and not was_complete and connection.exchanges:
-                self._go_on(connection, now_us)
+            if client.message_us is not None and not was_complete:
+                if connection.exchanges:
+                    self._go_on(connection, now_us)
+                else:
+                    self._missing -= 1

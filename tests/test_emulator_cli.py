@@ -24,6 +24,15 @@ def test_transfer_with_a_deadline(capsys):
     assert transfer["complete"] is False
 
 
+def test_any_link_setting_can_be_given(capsys):
+    arguments = ["transfer", "--trace", "lte", "--size", "5000"]
+    finish_s = []
+    for settings in ([], ["--link", "handshake=tls13", "--link", "idle_restart=false", "--link", "ack_delay_ms=25.5"]):
+        assert main([*arguments, *settings]) == 0
+        finish_s.append(json.loads(capsys.readouterr().out)["finish_s"])
+    assert finish_s[1] - finish_s[0] > 0.039
+
+
 def test_compare_prints_a_table(capsys):
     assert main(["compare", "--traces", "lte,umts", "--rtts", "40", "--requests", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -39,6 +48,10 @@ def test_compare_prints_a_table(capsys):
         ["transfer", "--size", "-1"],
         ["transfer", "--size", "1", "--delay-ms", "-3"],
         ["compare", "--rtts", "fast"],
+        ["transfer", "--size", "1", "--link", "speed=3"],
+        ["transfer", "--size", "1", "--link", "delay_ms=3"],
+        ["transfer", "--size", "1", "--link", "connections=two"],
+        ["transfer", "--size", "1", "--link", "idle_restart=maybe"],
         ["compare", "--requests", "0"],
     ],
 )
