@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -21,15 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from emulator import namespace
 from emulator.elements import BernoulliLoss
 from emulator.errors import EmulatorError, RealTimeError
 from emulator.link import Link
 from emulator.linklog import LinkLogWriter
-from emulator.path import downlink_path, uplink_path
+from emulator.path import Path, downlink_path, uplink_path
 from emulator.processes import end, fork
 from emulator.queues import PacketQueue
 from emulator.relay import Listeners, Relay, concerns_relay, serve_listeners
@@ -38,7 +38,7 @@ from traces import Trace
 
 _FLUSH_S = 0.5
 _KEYBOARD_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
-_RESOLV_CONF = Path("/etc/resolv.conf")
+_RESOLV_CONF = pathlib.Path("/etc/resolv.conf")
 _SOCKET_BUFFER_BYTES = 4 * 1024 * 1024  # between shaper and relay
 
 
@@ -67,8 +67,8 @@ class ShellConfig:
     loss: float = 0.0
     uplink_loss: float = 0.0
     seed: int = 0
-    log: Path | None = None
-    uplink_log: Path | None = None
+    log: pathlib.Path | None = None
+    uplink_log: pathlib.Path | None = None
     congestion: str = "cubic"
     direct: bool = False
 
@@ -100,6 +100,7 @@ def run_shell(config: ShellConfig, command: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         for signal_number in _KEYBOARD_SIGNALS:  # the terminal sends them to the command, which decides
             stack.callback(signal.signal, signal_number, signal.signal(signal_number, signal.SIG_IGN))
+        route = _prepare_route(stack, config)
         number = namespace.free_number()
         resolv_conf = _write_resolv_conf(stack, number, config)
         outside = -1
@@ -120,20 +121,48 @@ def run_shell(config: ShellConfig, command: Sequence[str]) -> int:
         devices = _receive_devices(stack, ours, outside)
         start_ns = time.monotonic_ns()
         packets, extra = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
-        shaper = fork(lambda: _run_shaper(devices, extra, start_ns, config, [packets, ours]))
+        shaper = fork(lambda: _run_shaper(devices, extra, start_ns, route, [packets, ours]))
         extra.close()
         stack.callback(end, shaper, signal.SIGTERM)
         os.close(devices.inside)
-        ours.send(str(start_ns).encode())
-        supervision = _supervise(child, shaper, packets, devices, namespace.outside_address(number))
-        return asyncio.run(supervision)
+        relay = None
+        if devices.helper is not None:
+            address = namespace.outside_address(number)
+            relay = Relay(packets, Listeners(devices.helper), outside=devices.outside, own_address=address)
+        return asyncio.run(_supervise(child, shaper, relay, lambda: ours.send(str(start_ns).encode())))
 
 
-def _write_resolv_conf(stack: contextlib.ExitStack, number: int, config: ShellConfig) -> Path | None:
+@dataclass
+class _Route:
+    """The two directions, and where their logs go."""
+
+    down: Path
+    up: Path
+    logs: list[tuple[str, Link, TextIO]]  # direction, link, file
+
+
+def _prepare_route(stack: contextlib.ExitStack, config: ShellConfig) -> _Route:
+    """Build what the configuration describes and open its files, so that mistakes show before anything starts."""
+    down = None if config.trace is None else Link(config.trace, config.queue, keep_log=config.log is not None)
+    up = None if config.uplink is None else Link(config.uplink, keep_log=config.uplink_log is not None)
+    delay_us = round(config.delay_ms * 1000)
+    route = _Route(
+        downlink_path(delay_us, down, BernoulliLoss(config.loss, seed=config.seed)),
+        uplink_path(delay_us, up, BernoulliLoss(config.uplink_loss, seed=config.seed + 1)),
+        [],
+    )
+    for direction, link, file in (("Downlink", down, config.log), ("Uplink", up, config.uplink_log)):
+        if link is not None and file is not None:
+            opened = stack.enter_context(file.open("w", encoding="ascii", errors="replace"))
+            route.logs.append((direction, link, opened))
+    return route
+
+
+def _write_resolv_conf(stack: contextlib.ExitStack, number: int, config: ShellConfig) -> pathlib.Path | None:
     """Write the command's resolv.conf: its name server is the relay. None where there is none to replace."""
     if config.direct or not _RESOLV_CONF.exists():
         return None
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emulator-")))
+    folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emulator-")))
     folder.chmod(0o755)
     path = folder / "resolv.conf"
     path.write_text(f"nameserver {namespace.outside_address(number)}\n")
@@ -141,7 +170,7 @@ def _write_resolv_conf(stack: contextlib.ExitStack, number: int, config: ShellCo
 
 
 def _become_command(
-    control: socket.socket, number: int, config: ShellConfig, command: Sequence[str], resolv_conf: Path | None
+    control: socket.socket, number: int, config: ShellConfig, command: Sequence[str], resolv_conf: pathlib.Path | None
 ) -> NoReturn:
     """Make the namespaces, hand the devices over, wait for the start, and become the command."""
     try:
@@ -165,7 +194,7 @@ def _become_command(
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def _enter(number: int, config: ShellConfig, resolv_conf: Path | None) -> list[int]:
+def _enter(number: int, config: ShellConfig, resolv_conf: pathlib.Path | None) -> list[int]:
     """Enter the inside namespace, by way of the outside one; return descriptors: inside[, outside, helper]."""
     namespace.enter_new_user_and_network()
     descriptors: list[int] = []
@@ -202,37 +231,35 @@ def _receive_devices(stack: contextlib.ExitStack, control: socket.socket, outsid
 
 
 def _run_shaper(
-    devices: _Devices, extra: socket.socket, start_ns: int, config: ShellConfig, others: list[socket.socket]
+    devices: _Devices, extra: socket.socket, start_ns: int, route: _Route, others: list[socket.socket]
 ) -> None:
     """Shape until SIGTERM; what is in the logs then is complete."""
     for other in others:
         other.close()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    down = None if config.trace is None else Link(config.trace, config.queue, keep_log=config.log is not None)
-    up = None if config.uplink is None else Link(config.uplink, keep_log=config.uplink_log is not None)
-    delay_us = round(config.delay_ms * 1000)
-    down_path = downlink_path(delay_us, down, BernoulliLoss(config.loss, seed=config.seed))
-    up_path = uplink_path(delay_us, up, BernoulliLoss(config.uplink_loss, seed=config.seed + 1))
-    with contextlib.ExitStack() as files:
-        logs = _open_logs(files, config, down, up, start_ns)
-        relayed = devices.helper is not None
-        extra.setblocking(False)
-        extra.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-        shaper = Shaper(
-            down_path,
-            up_path,
-            outside=devices.outside,
-            inside=devices.inside,
-            start_ns=start_ns,
-            extra_outside=extra.fileno() if relayed else None,
-            deliver=_delivery(devices.outside, extra) if relayed else None,
-            housekeeping=_flushing(logs) if logs else None,
-        )
-        signal.signal(signal.SIGTERM, lambda *_: shaper.stop())
-        prepare_process()
-        shaper.run()
-        for log in logs:
-            log.flush()
+    epoch_ms = round(time.time() * 1000 - (time.monotonic_ns() - start_ns) / 1e6)
+    logs = [
+        LinkLogWriter(file, link, direction=direction, command=sys.argv, epoch_ms=epoch_ms)
+        for direction, link, file in route.logs
+    ]
+    relayed = devices.helper is not None
+    extra.setblocking(False)
+    extra.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+    shaper = Shaper(
+        route.down,
+        route.up,
+        outside=devices.outside,
+        inside=devices.inside,
+        start_ns=start_ns,
+        extra_outside=extra.fileno() if relayed else None,
+        deliver=_delivery(devices.outside, extra) if relayed else None,
+        housekeeping=_flushing(logs) if logs else None,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: shaper.stop())
+    prepare_process()
+    shaper.run()
+    for log in logs:
+        log.flush()
 
 
 def _delivery(outside: int, extra: socket.socket) -> Callable[[bytes], None]:
@@ -248,18 +275,6 @@ def _delivery(outside: int, extra: socket.socket) -> Callable[[bytes], None]:
     return deliver
 
 
-def _open_logs(
-    files: contextlib.ExitStack, config: ShellConfig, down: Link | None, up: Link | None, start_ns: int
-) -> list[LinkLogWriter]:
-    epoch_ms = round(time.time() * 1000 - (time.monotonic_ns() - start_ns) / 1e6)
-    logs = []
-    for path, link, direction in ((config.log, down, "Downlink"), (config.uplink_log, up, "Uplink")):
-        if path is not None and link is not None:
-            file = files.enter_context(path.open("w", encoding="ascii", errors="replace"))
-            logs.append(LinkLogWriter(file, link, direction=direction, command=sys.argv, epoch_ms=epoch_ms))
-    return logs
-
-
 def _flushing(logs: list[LinkLogWriter]) -> Callable[[], None]:
     last_s = time.monotonic()
 
@@ -273,7 +288,7 @@ def _flushing(logs: list[LinkLogWriter]) -> Callable[[], None]:
     return flush
 
 
-async def _supervise(child: int, shaper: int, packets: socket.socket, devices: _Devices, own_address: str) -> int:
+async def _supervise(child: int, shaper: int, relay: Relay | None, begin: Callable[[], object]) -> int:
     """Relay until the command has ended; return its exit status. Signals to end go to the command."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
@@ -294,10 +309,9 @@ async def _supervise(child: int, shaper: int, packets: socket.socket, devices: _
     for process in (child, shaper):
         descriptor = os.pidfd_open(process)
         loop.add_reader(descriptor, reap, process, descriptor)
-    relay = None
-    if devices.helper is not None:
-        relay = Relay(packets, Listeners(devices.helper), outside=devices.outside, own_address=own_address)
+    if relay is not None:
         relay.start()
+    begin()
     try:
         return await ended
     finally:
