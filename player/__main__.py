@@ -75,6 +75,7 @@ def _add_play(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--player-option", type=_pair, action="append", default=[], metavar="K=V", help="startup_s=1, timeout_s=5, ..."
     )
     play.add_argument("--log", type=Path, metavar="DIR", help="write the tables and the summary here")
+    play.add_argument("--begin-at", type=float, metavar="S", help="send the first request then, on the monotonic clock")
     link = play.add_argument_group(
         "an emulated link in front of the server (python -m emulator proxy, docs/emulation.md)"
     )
@@ -124,6 +125,7 @@ def _play(options: argparse.Namespace) -> int:
         device=options.device,
         film=options.out,
         log=options.log,
+        begin_at_s=options.begin_at,
     )
     line = _Line()
     try:

@@ -112,21 +112,21 @@ class Client:
         self._on_turn = on_turn or (lambda now_s: None)
         self._inits: dict[int, bytes] = {}
         self._woken = asyncio.Event()
-        self._start_s = math.nan
+        self._start_s: float | None = None
         self.last_error = ""
         """Why the latest failed request failed."""
         self.connections = 0
         """TCP connections opened for media."""
 
     @property
-    def started_s(self) -> float:
-        """The session's time 0 on the event loop's clock, which is that of `time.monotonic`."""
+    def started_s(self) -> float | None:
+        """The session's time 0 on the event loop's clock, which is that of `time.monotonic`; None before it."""
         return self._start_s
 
     @property
     def now_s(self) -> float:
         """The session's time."""
-        return asyncio.get_running_loop().time() - self._start_s
+        return 0.0 if self._start_s is None else asyncio.get_running_loop().time() - self._start_s
 
     async def run(self) -> None:
         """Play to the end. Cancelled, it counts what had arrived of a request under way, and leaves the log whole."""

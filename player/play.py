@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,6 +51,8 @@ class PlayOptions:
     """Where to write what the viewer saw; needs `render`."""
     log: Path | None = None
     """Folder for the session's record."""
+    begin_at_s: float | None = None
+    """When to send the first request, on the clock of `time.monotonic`, so that it meets a link at a known moment."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,16 @@ async def play(options: PlayOptions, *, on_line: Callable[[str], None] | None = 
         session = Session(programme.ladder, controller, options.player)
         async with _renderer(options, programme, Path(scratch)) as renderer, _link(options, remote) as seen:
             client = Client(seen, programme, session, renderer, on_turn=_reporter(session, programme, on_line))
+            ready_s = time.monotonic()
             try:
-                interrupted = await _until_told(client)
+                interrupted = await _until_told(client, options.begin_at_s)
             finally:
+                if client.started_s is None:
+                    raise PlaybackError("interrupted before the session began")
                 record = make_record(session.log(), programme, default_rule(presentation.metrics))
                 if options.log is not None:
                     write_record(options.log, record)
-                    write_json(options.log / "session.json", _about(options, remote, client, renderer))
+                    write_json(options.log / "session.json", _about(options, remote, client, renderer, ready_s))
         if record.summary["segments"] == 0 and not interrupted:
             raise PlaybackError(f"nothing could be played; the last failure was {client.last_error}")
         if options.film is not None and isinstance(renderer, WorkerRenderer):
@@ -98,10 +103,10 @@ async def play(options: PlayOptions, *, on_line: Callable[[str], None] | None = 
     return Played(record, interrupted)
 
 
-async def _until_told(client: Client) -> bool:
+async def _until_told(client: Client, begin_at_s: float | None) -> bool:
     """Run the client; return whether a signal ended it."""
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(client.run())
+    task = asyncio.create_task(_run_from(client, begin_at_s))
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
         loop.add_signal_handler(number, task.cancel)
@@ -113,6 +118,15 @@ async def _until_told(client: Client) -> bool:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+async def _run_from(client: Client, begin_at_s: float | None) -> None:
+    if begin_at_s is not None:
+        early_s = begin_at_s - time.monotonic()
+        if early_s < 0:
+            log.warning("the session begins %.2f s later than it was to", -early_s)
+        await asyncio.sleep(max(early_s, 0.0))
+    await client.run()
 
 
 @asynccontextmanager
@@ -158,17 +172,20 @@ def _reporter(
     return report
 
 
-def _about(options: PlayOptions, remote: RemotePresentation, client: Client, renderer: MediaRenderer) -> dict[str, Any]:
+def _about(
+    options: PlayOptions, remote: RemotePresentation, client: Client, renderer: MediaRenderer, ready_s: float
+) -> dict[str, Any]:
     """Return what else is worth keeping: how the session was made, and what the tables have no place for."""
-    began = datetime.now(timezone.utc).timestamp() - (time.monotonic() - client.started_s)
+    age_s = 0.0 if client.started_s is None else time.monotonic() - client.started_s
     about: dict[str, Any] = {
         "url": remote.url,
         "abr": options.abr,
         "abr_options": dict(options.abr_options),
         "player": asdict(options.player),
         "link": list(options.link),
-        "began": datetime.fromtimestamp(began, timezone.utc).isoformat(),
+        "began": (datetime.now(timezone.utc) - timedelta(seconds=age_s)).isoformat(),
         "began_monotonic_s": client.started_s,
+        "link_ready_monotonic_s": ready_s,
         "connections": client.connections,
         "last_error": client.last_error,
         "render": None,

@@ -24,6 +24,8 @@ STOP_S = 5.0
 async def shaped(url: str, arguments: Sequence[str]) -> AsyncIterator[str]:
     """Run `python -m emulator proxy` in front of a URL's server; yield the URL as seen through it.
 
+    The trace begins when the proxy is ready, which is when this yields.
+
     Args:
         arguments: `--trace lte --delay-ms 40` and so on; docs/emulation.md.
 
