@@ -22,8 +22,9 @@ from experiments.paper import save_figure
 from experiments.plots import draw_figures
 from experiments.prepare import Package, check_same_time_line, check_video, input_hashes, obtain_package, obtain_video
 from experiments.provenance import provenance
+from experiments.real import check_real, play_real
 from experiments.results import CodecResult, load_run, write_codec, write_summary
-from experiments.schema import CONF, RunConfig, register
+from experiments.schema import CONF, REAL, SIMULATE, RunConfig, register
 from experiments.stream import check_severe_metric, stream
 from experiments.tables import summary_table
 from packager.errors import PackagerError
@@ -78,6 +79,8 @@ def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] 
         raise ExperimentError(f"abr={config.abr.name}: expected one of {', '.join(known_names())}")
     check_video(config.video)
     check_severe_metric(config.quality)
+    if config.mode == REAL:
+        check_real(config)
     # A mistake found above leaves the folder free for the same command put right.
     _claim(folder, overwrite=config.overwrite)
     write_bytes(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
@@ -92,8 +95,11 @@ def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] 
     programmes = {package.codec: build_programme(package.presentation, config.session_s) for package in packages}
     results = []
     for package in packages:
-        results.append(stream(package.codec, programmes[package.codec], trace, config))
-        write_codec(folder, results[-1])
+        if config.mode == REAL:
+            results.append(play_real(package.codec, programmes[package.codec], trace, config, folder).result)
+        else:
+            results.append(stream(package.codec, programmes[package.codec], trace, config))
+            write_codec(folder, results[-1])
     conditions = _conditions(config, trace, next(iter(programmes.values())))
     _write_trace(folder, trace, results)
     write_summary(folder, conditions, results)
@@ -127,6 +133,7 @@ def _conditions(config: RunConfig, trace: Trace, programme: Programme) -> dict[s
     clip_s = programme.presentation.manifest.duration_s
     session_s = programme.duration_s
     return {
+        "mode": config.mode if config.mode == SIMULATE else f"real time over the emulator's {config.real.shaper}",
         "video": Path(config.video.name).name,
         "trace": name if entry is None or entry.name != config.trace.name else config.trace.name,
         "share": config.trace.share,

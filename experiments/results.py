@@ -77,7 +77,7 @@ def load_run(folder: Path | str) -> RunResult:
             f"{folder / 'summary.json'}: version {found}, but this build reads version {SUMMARY_VERSION}"
         )
     try:
-        codecs = {codec: _load_codec(folder / codec, codec, numbers) for codec, numbers in summary["codecs"].items()}
+        codecs = {codec: load_codec(folder / codec, codec, numbers) for codec, numbers in summary["codecs"].items()}
         conditions = dict(summary["conditions"])
     except (KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{folder / 'summary.json'}: not a run's summary ({error!r})") from error
@@ -91,7 +91,8 @@ def load_run(folder: Path | str) -> RunResult:
     return RunResult(folder, settings, conditions, _read_table(folder / "trace.parquet"), codecs)
 
 
-def _load_codec(folder: Path, codec: str, summary: dict[str, Any]) -> CodecResult:
+def load_codec(folder: Path, codec: str, summary: dict[str, Any]) -> CodecResult:
+    """Read the tables of one codec's session; RunFolderError if one is missing or cannot be read."""
     tables = {name: _read_table(folder / f"{name}.parquet") for name in TABLES}
     return CodecResult(codec, tables["segments"], tables["frames"], tables["events"], dict(summary))
 

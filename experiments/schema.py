@@ -18,6 +18,9 @@ from traces import TraceConfig
 CONF = Path(__file__).with_name("conf")
 SCHEMA_NAME = "run_schema"
 
+SIMULATE, REAL = MODES = ("simulate", "real")
+PROXY, SHELL = SHAPERS = ("proxy", "shell")
+
 
 @dataclass
 class VideoConfig:
@@ -40,9 +43,26 @@ class QualityConfig:
     """When a frame counts as severely distorted; the rule is stated wherever the share is."""
 
     severe_metric: str = "auto"
-    """Metric that decides; auto: the first measured of LPIPS, SSIMULACRA2, PSNR."""
+    """Metric that decides; auto: the first measured of LPIPS, lpips-embedded, SSIMULACRA2, PSNR."""
     severe_threshold: float | None = None
     """Frames worse than this are severely distorted; null: the published threshold (docs/metrics.md)."""
+
+
+@dataclass
+class RealConfig:
+    """How mode=real shapes what the player fetches."""
+
+    shaper: str = PROXY
+    """proxy: the emulator's TCP proxy, without privileges; shell: a network namespace around the player."""
+    lead_s: float = 20.0
+    """shell: the link runs from the start of the player's process on. The session begins this much later, and the trace
+    is turned by as much, so that its beginning meets the session's."""
+
+    def __post_init__(self) -> None:
+        if self.shaper not in SHAPERS:
+            raise UsageError(f"real.shaper={self.shaper}: expected one of {', '.join(SHAPERS)}")
+        if not 0 <= self.lead_s <= 600:
+            raise UsageError(f"real.lead_s={self.lead_s:g}: expected 0 to 600 seconds")
 
 
 @dataclass
@@ -58,6 +78,9 @@ class RunConfig:
     quality: QualityConfig = field(default_factory=QualityConfig)
     codec: list[str] = field(default_factory=lambda: ["prompt", "h265"])
     """What to stream, each in a session of its own over the same link: prompt, h265, h264, av1, vp9, vae."""
+    mode: str = SIMULATE
+    """simulate: in virtual time; real: an origin, a shaped link and the player, in real time."""
+    real: RealConfig = field(default_factory=RealConfig)
     name: str = "run"
     """Last part of the run folder's name."""
     session_s: float = 180.0
@@ -79,6 +102,8 @@ class RunConfig:
             raise UsageError(f"codec={','.join(self.codec)}: expected some of {', '.join(CODECS)}")
         if len(set(self.codec)) < len(self.codec):
             raise UsageError(f"codec={','.join(self.codec)}: each codec can be given once")
+        if self.mode not in MODES:
+            raise UsageError(f"mode={self.mode}: expected one of {', '.join(MODES)}")
         if not self.cache_dir.strip():
             raise UsageError("cache_dir: found an empty path, expected a folder")
         if not 0 < self.session_s <= 86_400:

@@ -1,6 +1,6 @@
 """What the tables and figures call things: metrics with their units and directions, codecs, and the lines of a plot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,12 @@ METRICS = {
     "lpips_squeeze": MetricStyle("LPIPS (SqueezeNet)", False, 3),
     "lpips_alex": MetricStyle("LPIPS (AlexNet)", False, 3),
     "lpips_vgg": MetricStyle("LPIPS (VGG)", False, 3),
+    "lpips_embedded": MetricStyle("lpips-embedded", False, 3),
     "ssimulacra2": MetricStyle("SSIMULACRA2", True, 1),
     "ms_ssim": MetricStyle("MS-SSIM", True, 3),
     "psnr_db": MetricStyle("PSNR [dB]", True, 2),
 }
-HEADLINE_METRICS = ("lpips_squeeze", "lpips_alex", "lpips_vgg", "ssimulacra2", "ms_ssim", "psnr_db")
+HEADLINE_METRICS = ("lpips_squeeze", "lpips_alex", "lpips_vgg", "lpips_embedded", "ssimulacra2", "ms_ssim", "psnr_db")
 """The first of these that was measured stands for quality where a figure has room for one."""
 
 
@@ -49,6 +50,30 @@ def headline_metric(results: Sequence[CodecResult]) -> str | None:
     return None
 
 
+def agreed_best(scores: Sequence[Mapping[str, float]]) -> int | None:
+    """Return which of several codecs is better than all others by LPIPS and by SSIMULACRA2 alike.
+
+    None where the two disagree or tie, or where one was not measured for all. Without LPIPS, lpips-embedded stands in
+    for it. One metric alone decides nothing (docs/metrics.md).
+    """
+    judge = agreement_metric(scores)
+    if judge is None:
+        return None
+    for index, one in enumerate(scores):
+        others = [*scores[:index], *scores[index + 1 :]]
+        if others and all(one[judge] < o[judge] and one["ssimulacra2"] > o["ssimulacra2"] for o in others):
+            return index
+    return None
+
+
+def agreement_metric(scores: Sequence[Mapping[str, float]]) -> str | None:
+    """Return the LPIPS, or its estimate, that judges beside SSIMULACRA2; None unless all scores have both."""
+    shared = set.intersection(*({name for name in one if one[name] is not None} for one in scores)) if scores else set()
+    if "ssimulacra2" not in shared:
+        return None
+    return next((name for name in HEADLINE_METRICS if name.startswith("lpips") and name in shared), None)
+
+
 def severity_rule(metric: str, threshold: float) -> str:
     """Return the rule in words, such as ``LPIPS (SqueezeNet) > 0.3``."""
     return f"{METRICS[metric].title} {'<' if METRICS[metric].higher_is_better else '>'} {threshold:g}"
@@ -58,7 +83,9 @@ def condition_texts(conditions: dict[str, Any]) -> dict[str, str]:
     """Return each condition of a run as a short text with its unit, in the order of a header line."""
     offset = f", from {conditions['offset_s']:g} s" if conditions["offset_s"] else ""
     share = f"every {_ordinal(conditions['share'])} opportunity" if conditions["share"] > 1 else "whole link"
+    mode = conditions.get("mode", "simulate")
     return {
+        "mode": "" if mode == "simulate" else mode,
         "video": str(conditions["video"]),
         "trace": f"trace {conditions['trace']}{offset}",
         "share": f"share 1/{conditions['share']} ({share})",
