@@ -49,7 +49,7 @@ class StudyConfig:
 
     videos: list[str] = field(default_factory=lambda: ["demo"])
     """Video files, folders of them or patterns such as clips/*.mp4; `demo` is the built-in clip."""
-    codecs: list[str] = field(default_factory=lambda: ["prompt", "h265", "av1"])
+    codecs: list[str] = field(default_factory=lambda: ["prompt", "h265", "av1", "vae"])
     """What is compared."""
     anchor: str = "h265"
     """The codec that the others are measured against."""

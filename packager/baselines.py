@@ -24,6 +24,7 @@ import numpy as np
 
 from packager.cmaf import MOVFLAGS, STYP, Cutter, MediaFragment, codecs_parameter
 from packager.errors import EncodeError
+from packager.rate_search import TOLERANCE, nearest_setting
 from packager.video import YuvConverter
 from packager.video_encoders import Pass, Quality, VideoEncoder, VideoStream, add_encoder
 
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 INIT_NAME = "init.mp4"
 SEGMENT_PATTERN = "seg-{:05d}.m4s"
 
-_TOLERANCE = 0.03  # a bitrate this close (relative) to the target is not corrected further
 _WARN_FROM = 0.1  # a result further off is said in a warning
 _SECOND_PASSES = 3  # at most
 _HIGHEST_START_BPS = 50_000_000  # x265 is not asked for more than twice this on account of headers
@@ -118,7 +118,7 @@ def _two_pass(runs: _Runs, bitrate_bps: int, folder: Path) -> _Totals:
             tried[video_bps] = totals
             share = totals.video_bytes / wanted_bytes
             correction = _whole_kbps(video_bps / share)
-            if abs(share - 1) <= _TOLERANCE or correction in tried:
+            if abs(share - 1) <= TOLERANCE or correction in tried:
                 break
             video_bps = correction
         best = min(tried, key=lambda bps: (abs(tried[bps].video_bytes - wanted_bytes), bps))
@@ -143,47 +143,26 @@ def _second_pass(runs: _Runs, control: Pass, folder: Path) -> tuple[int, _Totals
 
 
 def _search(runs: _Runs, bitrate_bps: int, folder: Path, known: KnownSizes | None) -> _Totals:
-    """Encode at the constant quality whose bytes come nearest to the target, taking it that bytes fall with the CRF.
-
-    The target is bracketed on a coarse grid of qualities, worst first, then the bracket is narrowed by interpolating
-    the logarithm of the size, until a size is within the tolerance or no quality is left between.
-    """
+    """Encode at the constant quality whose bytes come nearest to the target, taking it that bytes fall with the CRF."""
     sizes = {} if known is None else known
     steps = runs.encoder.crf_steps
-    best, worst = (limit * steps for limit in runs.encoder.crf_range)  # in whole steps from here on
-    last: tuple[int, _Totals] | None = None
-    visited: set[int] = set()  # not all that is known: what other targets have tried must not change this one's choice
+    best, worst = (limit * steps for limit in runs.encoder.crf_range)
+    last: tuple[float, _Totals] | None = None
 
     def excess(step: int) -> float:
-        """Log of the size at a quality over the target."""
         nonlocal last
-        visited.add(step)
         crf = step / steps
         if crf not in sizes:
-            last = step, runs.run(Quality(crf), folder)
+            last = crf, runs.run(Quality(crf), folder)
             sizes[crf] = last[1].total_bytes
         return math.log(sizes[crf] * 8 / (bitrate_bps * runs.duration_s))
 
     if runs.frames is None:  # the duration is known once the video has been read
         runs.count_frames()
-    high = worst
-    low = max(best, high - _CRF_STRIDE * steps)
-    while excess(high) < 0 and excess(low) < 0 and low > best:
-        high, low = low, max(best, low - _CRF_STRIDE * steps)
-    if excess(high) < 0 < excess(low):
-        _narrow(excess, low, high)
-    chosen = min(visited, key=lambda step: (abs(excess(step)), -step))
+    chosen = nearest_setting(excess, best=best, worst=worst, stride=_CRF_STRIDE * steps) / steps
     if last is None or last[0] != chosen:
-        return runs.run(Quality(chosen / steps), folder)
+        return runs.run(Quality(chosen), folder)
     return last[1]
-
-
-def _narrow(excess: Callable[[int], float], low: int, high: int) -> None:
-    """Try qualities between `low`, whose size exceeds the target, and `high`, whose size does not."""
-    while high - low > 1 and min(excess(low), -excess(high)) > _TOLERANCE / 2:
-        place = low + (high - low) * excess(low) / (excess(low) - excess(high))
-        middle = min(max(round(place), low + 1), high - 1)
-        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
 
 
 def _with_decoding_times(packets: list[Any], frames: int) -> list[Any]:

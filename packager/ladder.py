@@ -20,9 +20,10 @@ from packager.fit import FitConfig, fit_segment
 from packager.folder import BuildFolder
 from packager.video_encoders import VIDEO_ENCODERS, VideoStream
 from player.bitstream import StreamInfo, write_init, write_segment
-from player.decoder import Decoder, create_decoder, from_pixels
+from player.decoder import Decoder, create_decoder
 from player.generator import Generator
 from player.manifest import START_NUMBER
+from player.pixels import from_pixels
 
 StepProgress = Callable[[float], None]
 """Called with the share (0 to 1) of the step at hand that is done."""
@@ -147,7 +148,7 @@ class VideoLadder:
     def __init__(self, codec: str, bitrates_bps: Sequence[int]) -> None:
         self.name = codec
         self.encoder = VIDEO_ENCODERS[codec]
-        self.bitrates_bps = {f"{codec}-{_short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
+        self.bitrates_bps = {f"{codec}-{short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
         self.ranks: Mapping[str, int | None] = dict.fromkeys(self.bitrates_bps)
 
     def identity(self) -> dict[str, Any]:
@@ -182,7 +183,8 @@ class VideoLadder:
         progress((position + share) / len(self.ranks))
 
 
-def _short_rate(bps: int) -> str:
+def short_rate(bps: int) -> str:
+    """Return a bitrate as it stands in names: 20k, 1M or 12345."""
     for unit, factor in (("M", 1_000_000), ("k", 1000)):
         if bps >= factor and bps % factor == 0:
             return f"{bps // factor}{unit}"

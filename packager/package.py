@@ -25,15 +25,17 @@ import numpy as np
 import torch
 
 from packager.encoder import load_encoder
-from packager.errors import PackagerError, VideoError
+from packager.errors import BuildError, PackagerError, VideoError
 from packager.fit import fit_preset
 from packager.folder import SIDECAR_NAME, BuildFolder, SegmentRecord, claim
 from packager.ladder import LadderCodec, PromptLadder, SourceStream, VideoLadder, expected_segments
+from packager.latent_ladder import LatentLadder
 from packager.settings import AUTO, BuildConfig, parse_size
 from packager.video import VideoInfo, as_frame_rate, cut_segments, iter_frames, probe, segment_frame_count
 from packager.video_encoders import VIDEO_ENCODERS
 from player.decoder import Decoder
-from player.generator import load_generator, resolve_device
+from player.generator import find_folder, load_generator, resolve_device
+from player.latents import load_autoencoder
 from player.manifest import Manifest, Representation, min_buffer_s
 from player.presentation import Presentation, RepresentationQuality, write_manifest, write_sidecar
 from player.quality import Metric, load_metrics
@@ -135,8 +137,39 @@ def build_video(
 
 build_h265 = partial(build_video, "h265")
 
+
+def build_latents(
+    video: str | Path,
+    folder: str | Path,
+    config: BuildConfig | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: BuildProgress | None = None,
+) -> BuildResult:
+    """Package a video as a ladder of quantized latents; arguments as in `build_prompts`.
+
+    `config.generator` names a generator, whose autoencoder is used, or an autoencoder alone, which has no frame size of
+    its own: `config.size` must say one then.
+    """
+    config = config or BuildConfig()
+    autoencoder = load_autoencoder(config.generator, device=config.device)
+    native = (0, 0)
+    if parse_size(config.size) is None:
+        if not (find_folder(config.generator) / "unet").is_dir():
+            raise BuildError(
+                f"size=auto: {config.generator} is an autoencoder without frame size; give one such as 256"
+            )
+        height, width = load_generator(config.generator, device="cpu").native_size
+        native = (width, height)
+    source = open_source(video, config, native_size=native)
+    ladder = LatentLadder(autoencoder, config.bitrates_bps)
+    return build(source, Path(folder), ladder, config, resume=resume, force=force, progress=progress)
+
+
 BUILDERS: dict[str, Callable[..., BuildResult]] = {
     "prompt": build_prompts,
+    "vae": build_latents,
     **{codec: partial(build_video, codec) for codec in VIDEO_ENCODERS},
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from packager.errors import BuildError
 
-CODECS = ("prompt", "h265", "h264", "av1", "vp9")
+CODECS = ("prompt", "h265", "h264", "av1", "vp9", "vae")
 AUTO = "auto"
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)", re.ASCII)

@@ -14,9 +14,13 @@ from torch import Tensor
 from player.bitstream import Segment, StreamInfo, read_init, read_segment
 from player.errors import DecodeError, GeneratorMismatchError
 from player.generator import Generator, load_generator
+from player.latents import Autoencoder, LatentStreamDecoder, load_autoencoder
+from player.pixels import from_pixels as from_pixels
+from player.pixels import to_pixels
 from player.prompt import dequantize, interpolate, interpolation_matrix
 
 PROMPT = "prompt"
+VAE = "vae"
 # Rendering a whole segment as one batch is fastest on a GPU; on a CPU larger batches only cost memory.
 _CPU_BATCH = 16
 
@@ -40,17 +44,6 @@ def segment_embeddings(segment: Segment, norm_rank: int, generator: Generator) -
     u_frames = interpolate(dequantize(u, u_scale), weights)  # [T, L, r]
     v_frames = interpolate(dequantize(v, v_scale[:, None]), weights)  # [T, r, D]
     return generator.space.compose(u_frames, v_frames, norm_rank)
-
-
-def to_pixels(frames: Tensor) -> Tensor:
-    """Return uint8 [T, H, W, 3] of frames [T, 3, H, W], clipped to [-1, 1] and rounded to nearest."""
-    levels = (frames.float().clamp(-1, 1) + 1) * 127.5
-    return levels.round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def from_pixels(frames: np.ndarray) -> Tensor:
-    """Return float32 [T, 3, H, W] in [-1, 1] of uint8 [T, H, W, 3], channels last in memory; undoes to_pixels."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -134,21 +127,27 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     ).to_ndarray()
 
 
-def load_model(codec: str, spec: str, *, device: str = "auto") -> Generator | None:
-    """Return what a codec's decoders need loaded, for `create_decoder`: prompts their generator, pixel codecs nothing.
+def load_model(codec: str, spec: str, *, device: str = "auto") -> Generator | Autoencoder | None:
+    """Return what a codec's decoders need loaded, for `create_decoder`: a generator, an autoencoder, or nothing.
 
     Args:
         codec: as in manifests.
         spec: `embedded`, a folder in diffusers layout or a hub id, as for `player.generator.load_generator`.
         device: auto, cpu, cuda or cuda:N.
     """
-    return load_generator(spec, device=device) if codec == PROMPT else None
+    if codec == PROMPT:
+        return load_generator(spec, device=device)
+    return load_autoencoder(spec, device=device) if codec == VAE else None
 
 
-def create_decoder(codec: str, init: bytes, *, generator: Generator | None = None) -> Decoder:
-    """Return the decoder of a representation: `prompt` needs its generator, every other codec is libavcodec's."""
-    if codec != PROMPT:
-        return VideoDecoder(init)
-    if generator is None:
-        raise DecodeError("a prompt stream needs a generator to be decoded")
-    return PromptDecoder(init, generator)
+def create_decoder(codec: str, init: bytes, *, generator: Generator | Autoencoder | None = None) -> Decoder:
+    """Return the decoder of a representation; `generator` is what `load_model` gives for the codec."""
+    if codec == PROMPT:
+        if not isinstance(generator, Generator):
+            raise DecodeError("a prompt stream needs a generator to be decoded")
+        return PromptDecoder(init, generator)
+    if codec == VAE:
+        if not isinstance(generator, Autoencoder):
+            raise DecodeError("a latent stream needs an autoencoder to be decoded")
+        return LatentStreamDecoder(init, generator)
+    return VideoDecoder(init)

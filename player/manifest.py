@@ -27,9 +27,13 @@ QUALITY_SCHEME = "tag:promptdash,2026:quality"  # SupplementalProperty of the MP
 INIT_TEMPLATE = "$RepresentationID$/init.mp4"
 MEDIA_TEMPLATE = "$RepresentationID$/seg-$Number%05d$.m4s"
 START_NUMBER = 1
-MIME_TYPES = {"prompt": "application/mp4", **dict.fromkeys(("h264", "h265", "av1", "vp9"), "video/mp4")}
+MIME_TYPES = {
+    **dict.fromkeys(("prompt", "vae"), "application/mp4"),
+    **dict.fromkeys(("h264", "h265", "av1", "vp9"), "video/mp4"),
+}
 _CODEC_PREFIXES = {
     "urim": "prompt",
+    "urim.vae": "vae",
     "avc1": "h264",
     "avc3": "h264",
     "hvc1": "h265",
@@ -56,7 +60,7 @@ class Representation:
     id: str  # also the name of its folder
     bandwidth_bps: int  # @bandwidth: bytes of init and all segments * 8 / duration, rounded up
     rank: int | None  # of the prompts; None for pixel codecs
-    codecs: str  # RFC 6381, e.g. "urim", "hvc1.1.6.L63.90"
+    codecs: str  # RFC 6381, e.g. "urim", "urim.vae" (latents), "hvc1.1.6.L63.90"
 
     def __post_init__(self) -> None:
         _check_name("representation id", self.id)
@@ -170,7 +174,7 @@ def read_mpd(text: str) -> Manifest:
     _attributes(template, {"timescale": str(fps.numerator)})
     (timeline,) = _children(template, "SegmentTimeline")
     representations = tuple(_read_representation(rung) for rung in rungs)
-    codecs = {_CODEC_PREFIXES.get(r.codecs[:4], r.codecs) for r in representations}
+    codecs = {_codec_of(r.codecs) or r.codecs for r in representations}
     manifest = Manifest(
         title=title.text or "",
         codec=", ".join(sorted(codecs)),
@@ -253,7 +257,7 @@ def _check_manifest(manifest: Manifest) -> None:
     if list(rungs) != sorted(rungs, key=lambda rung: rung.bandwidth_bps):
         raise ManifestError(f"bandwidths {[rung.bandwidth_bps for rung in rungs]} bit/s, expected in ascending order")
     for rung in rungs:
-        if _CODEC_PREFIXES.get(rung.codecs[:4]) != manifest.codec or (rung.rank is None) == (
+        if _codec_of(rung.codecs) != manifest.codec or (rung.rank is None) == (
             manifest.codec == "prompt"
         ):
             raise ManifestError(
@@ -367,6 +371,11 @@ def _write_duration(seconds: Fraction) -> str:
     whole, part = divmod(micros, 1_000_000)
     digits = f".{part:06d}".rstrip("0") if part else ""
     return f"PT{whole}{digits}S"
+
+
+def _codec_of(codecs: str) -> str | None:
+    """Return the codec that an RFC 6381 string names, by the whole string or by its sample entry."""
+    return _CODEC_PREFIXES.get(codecs) or _CODEC_PREFIXES.get(codecs[:4])
 
 
 def _check_name(what: str, name: Any) -> None:
