@@ -164,18 +164,18 @@ def bolapl(
     ladder: Ladder,
     *,
     buffer_capacity_s: float,
-    gp: float = GP,
+    gp: float | None = None,
     oscillates: bool = True,
     sizes: str = "segment",
     estimator: str = "slow_start",
 ) -> BolaE:
-    """Build `bolapl`."""
+    """Build `bolapl`. Args: gp: None is 5."""
     return BolaE(
         ladder,
         rule_estimator(estimator, ladder),
         buffer_capacity_s=buffer_capacity_s,
         low_buffer_rule=False,
-        gp=gp,
+        gp=GP if gp is None else gp,
         oscillates=oscillates,
         sizes=sizes,
     )

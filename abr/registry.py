@@ -13,9 +13,12 @@ from importlib import metadata
 from typing import Any
 
 from abr.base import Abr, Ladder
-from abr.bola import Bola
+from abr.bola import Bola, bola_o, bola_u
+from abr.bolae import bolae, bolapl
 from abr.buffer_based import BufferBased
 from abr.chunk_map import bba1_controller, bba2_controller
+from abr.dashjs import dash_dynamic, dash_throughput
+from abr.dynamic import dynamic
 from abr.errors import AbrError, OptionError, PluginError, UnknownControllerError
 from abr.fast_mpc import FastMpc
 from abr.fixed import Fixed, highest_controller, lowest_controller
@@ -25,6 +28,7 @@ from abr.lolp import LoLPlus
 from abr.mpc import mpc_controller, quality_mpc_controller, robust_mpc_controller
 from abr.rate_based import Festive, HarmonicRate
 from abr.throughput import ewma_controller, harmonic_controller
+from abr.throughput_rule import throughput_rule
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,13 @@ BUILT_IN: dict[str, Callable[..., Abr]] = {
     "bba1": bba1_controller,
     "bba2": bba2_controller,
     "bola": Bola,
+    "bola_o": bola_o,
+    "bola_u": bola_u,
+    "bolae": bolae,
+    "bolapl": bolapl,
+    "dash_dynamic": dash_dynamic,
+    "dash_throughput": dash_throughput,
+    "dynamic": dynamic,
     "ewma": ewma_controller,
     "fastmpc": FastMpc,
     "festive": Festive,
@@ -50,6 +61,7 @@ BUILT_IN: dict[str, Callable[..., Abr]] = {
     "rb": HarmonicRate,
     "robustmpc": robust_mpc_controller,
     "throughput": harmonic_controller,
+    "throughput_ibr": throughput_rule,
 }
 
 

@@ -21,6 +21,8 @@ class FastSwitching:
         if side not in ("left", "right"):
             raise OptionError(f"unknown side {side!r}; known: left, right")
         self.inner, self.side, self._margin_s = inner, side, MARGIN * segment_s
+        self._abandoning = inner if isinstance(inner, Abandoning) else None
+        self._learning = inner if isinstance(inner, Learning) else None
 
     def choose(self, observation: Observation) -> Decision:
         """See `abr.base.Abr`."""
@@ -36,9 +38,9 @@ class FastSwitching:
 
     def abandon(self, progress: Progress) -> int | None:
         """See `abr.base.Abandoning`."""
-        return self.inner.abandon(progress) if isinstance(self.inner, Abandoning) else None
+        return None if self._abandoning is None else self._abandoning.abandon(progress)
 
     def learn(self, outcome: Outcome) -> None:
         """See `abr.base.Learning`."""
-        if isinstance(self.inner, Learning):
-            self.inner.learn(outcome)
+        if self._learning is not None:
+            self._learning.learn(outcome)

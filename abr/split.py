@@ -8,6 +8,7 @@ first byte - request; transfers that were cut short give nothing.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,11 +75,11 @@ class SplitEstimator:
 
     def estimate(self, samples: Sequence[ThroughputSample], now_s: float) -> RateEstimate | None:
         """See `abr.throughput.Estimator`."""
-        for sample in samples:
-            if sample.finish_s > self._seen_s and sample.complete:
+        new = list(itertools.takewhile(lambda sample: sample.finish_s > self._seen_s, reversed(samples)))
+        for sample in reversed(new):
+            if sample.complete:
                 self._push(sample)
-        if samples:
-            self._seen_s = max(self._seen_s, samples[-1].finish_s)
+            self._seen_s = sample.finish_s
         if not self._recent:
             return None
         if self._mean == "sliding":

@@ -16,11 +16,14 @@ class Adviser:
     def __init__(self, abr: Abr, ladder: Ladder) -> None:
         self._abr, self._count = abr, ladder.representations
         self._name = type(abr).__name__
+        self._abandoning = abr if isinstance(abr, Abandoning) else None
+        self._learning = abr if isinstance(abr, Learning) else None
+        self._upgrading = abr if isinstance(abr, Upgrading) else None
 
     @property
     def may_abandon(self) -> bool:
         """Whether reports of progress can change anything."""
-        return isinstance(self._abr, Abandoning)
+        return self._abandoning is not None
 
     def choose(self, observation: Observation) -> Decision:
         """Return what to fetch next; its `segment` is set only if that is the upgrade of a buffered segment."""
@@ -28,9 +31,9 @@ class Adviser:
 
     def upgrade(self, observation: Observation) -> Decision | None:
         """Return what to improve while the link is idle, if anything."""
-        if not isinstance(self._abr, Upgrading) or not observation.buffered:
+        if self._upgrading is None or not observation.buffered:
             return None
-        decision = self._abr.upgrade(observation)
+        decision = self._upgrading.upgrade(observation)
         if decision is None:
             return None
         decision = self._checked(decision, observation)
@@ -40,9 +43,9 @@ class Adviser:
 
     def abandon(self, progress: Progress) -> int | None:
         """Return the representation to fetch instead of the one under way, or None to go on."""
-        if not isinstance(self._abr, Abandoning):
+        if self._abandoning is None:
             return None
-        target = self._abr.abandon(progress)
+        target = self._abandoning.abandon(progress)
         if target is None:
             return None
         if target not in range(progress.representation):
@@ -51,8 +54,8 @@ class Adviser:
 
     def learn(self, outcome: Outcome) -> None:
         """Tell the controller how a request ended, if it wants to know."""
-        if isinstance(self._abr, Learning):
-            self._abr.learn(outcome)
+        if self._learning is not None:
+            self._learning.learn(outcome)
 
     def _checked(self, decision: Decision, observation: Observation) -> Decision:
         name = f"controller {self._name}"
