@@ -171,14 +171,13 @@ def _show(
 
     from experiments.playback import open_store, render_played, write_session
     from experiments.sheet import draw_sheet
-    from player.generator import load_generator
+    from player.decoder import load_model
 
-    generator = load_generator(config.build.generator, device=config.build.device)
     with ExitStack() as stack:
         stores = {}
         for package, result in zip(packages, results, strict=True):
-            own = generator if package.codec == PROMPT else None
-            store = stores[package.codec] = stack.enter_context(open_store(package.presentation, own))
+            model = load_model(package.codec, config.build.generator, device=config.build.device)
+            store = stores[package.codec] = stack.enter_context(open_store(package.presentation, model))
             with _bar(f"rendering {package.codec}", "segment") as bar:
                 report = render_played(store, result.segments, progress=partial(_set, bar))
             write_json(folder / package.codec / "render.json", report)

@@ -14,6 +14,7 @@ import pandas as pd
 from player.decoder import Decoder, create_decoder
 from player.film import write_film
 from player.generator import Generator
+from player.latents import Autoencoder
 from player.presentation import Presentation
 from player.renderer import Renderer
 
@@ -31,7 +32,7 @@ class FrameStore:
     """
 
     presentation: Presentation
-    generator: Generator | None  # None for pixel codecs
+    generator: Generator | Autoencoder | None  # what player.decoder.load_model gives for the codec
     folder: Path
     renderer: Renderer = field(default_factory=Renderer)
     _decoders: dict[int, Decoder] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class FrameStore:
 
 
 @contextmanager
-def open_store(presentation: Presentation, generator: Generator | None) -> Iterator[FrameStore]:
+def open_store(presentation: Presentation, generator: Generator | Autoencoder | None) -> Iterator[FrameStore]:
     """Give a store whose files are gone afterwards."""
     with TemporaryDirectory(prefix="promptdash-frames-") as folder:
         yield FrameStore(presentation, generator, Path(folder))

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import aiohttp
 
+from player import latent_stream
 from player.bitstream import read_init, read_segment
 from player.errors import BitstreamError, FetchError
 from player.events import TIMEOUT
@@ -28,7 +29,7 @@ from player.session import Finished, Request, Session
 
 log = logging.getLogger(__name__)
 
-PROMPT = "prompt"
+PROMPT, VAE = "prompt", "vae"
 """The codec whose segments carry CRCs and need a generator; see `player.manifest.MIME_TYPES`."""
 PROGRESS_S = 0.05
 """A session that may abandon a request hears of its progress this often, as browsers report it (XMLHttpRequest)."""
@@ -81,10 +82,13 @@ class PacedRenderer:
 def check_media(codec: str, init: bytes, data: bytes) -> None:
     """Raise BitstreamError unless a segment arrived as it was packaged, as far as its format can tell.
 
-    Prompt segments carry CRCs over every byte. Pixel segments have none: their boxes must fill them exactly.
+    Prompt and latent segments carry CRCs over every byte. Pixel segments have none: their boxes must fill them exactly.
     """
     if codec == PROMPT:
         read_segment(read_init(init), data)
+        return
+    if codec == VAE:
+        latent_stream.read_segment(latent_stream.read_init(init), data)
         return
     for name, content, needed in (("init segment", init, b"moov"), ("segment", data, b"moof")):
         if needed not in (box.kind for box in list_boxes(content)):

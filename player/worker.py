@@ -19,6 +19,7 @@ from player.presentation import Presentation
 if TYPE_CHECKING:
     from player.decoder import Decoder
     from player.generator import Generator
+    from player.latents import Autoencoder
     from player.renderer import Renderer
 
 
@@ -85,18 +86,17 @@ class _Worker:
     """What the process keeps between segments."""
 
     codec: str
-    generator: Generator | None
+    generator: Generator | Autoencoder | None
     renderer: Renderer
     decoders: dict[int, Decoder]
 
 
 def _open(codec: str, generator: str, device: str) -> None:
-    from player.decoder import PROMPT
-    from player.generator import load_generator
+    from player.decoder import load_model
     from player.renderer import Renderer
 
     _Worker.codec = codec
-    _Worker.generator = load_generator(generator, device=device) if codec == PROMPT else None
+    _Worker.generator = load_model(codec, generator, device=device)
     _Worker.renderer = Renderer()
     _Worker.decoders = {}
 
