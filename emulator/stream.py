@@ -140,6 +140,7 @@ class Stream:
         self._expected = 0  # the segment that the receiver waits for
         self._early: set[int] = set()  # segments that came ahead of it
         self._backlog_bytes = 0
+        self._room_bytes = _LEAST_BUFFER_BYTES
         self._held = False
         self._stopped = False
 
@@ -205,8 +206,9 @@ class Stream:
 
     def _mind_backlog(self) -> None:
         """Let the source be read only while less than two windows wait, the room Linux gives a send buffer."""
-        room_bytes = min(max(2 * int(self._sender.window) * self._mss_bytes, _LEAST_BUFFER_BYTES), BUFFER_BYTES)
-        held = self._backlog_bytes >= room_bytes
+        wanted_bytes = 2 * int(self._sender.window) * self._mss_bytes
+        self._room_bytes = min(max(self._room_bytes, wanted_bytes), BUFFER_BYTES)  # it grows only
+        held = self._backlog_bytes >= self._room_bytes
         if held != self._held:
             self._held = held
             self._hold(held)
