@@ -76,7 +76,7 @@ def write_study(folder: Path, study: Study, config: StudyConfig, given: Sequence
 
     from experiments.provenance import provenance
     from experiments.rd_report import report
-    from experiments.results import write_bytes, write_json, write_table
+    from player.files import write_bytes, write_json, write_table
 
     write_bytes(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     frames = pd.concat([one.frames for one in study.measured.values()], ignore_index=True)
@@ -91,20 +91,19 @@ def write_study(folder: Path, study: Study, config: StudyConfig, given: Sequence
     packages: dict[str, Any] = {f"{clip}/{codec}": one.folder.name for (clip, codec), one in study.measured.items()}
     origin = provenance(overrides=list(given), seeds={"build.seed": config.build.seed}, inputs={"measured": packages})
     write_json(folder / "provenance.json", origin | {"command": ["python", "-m", _PROGRAM, *given]})
-    write_bytes(folder / "report.md", report(study, conditions(study, config)).encode())
+    write_bytes(folder / "report.md", report(study, conditions(config)).encode())
     if config.figures:
         _draw(folder / "figures", study, config)
 
 
-def conditions(study: Study, config: StudyConfig) -> str:
+def conditions(config: StudyConfig) -> str:
     """Return the line under every figure: how the numbers arose."""
     build = config.build
-    clips = len(study.clips)
-    length = f"the first {build.seconds:g} s of each" if build.seconds else "whole"
-    sampled = f", every {config.every}. frame measured" if config.every > 1 else ""
+    length = f"First {build.seconds:g} s" if build.seconds else "Whole length"
+    sampled = f", one frame in {config.every} measured" if config.every > 1 else ""
     return (
-        f"{clips} clip{'s' if clips > 1 else ''}, {length}, segments of {build.segment_s:g} s{sampled}; bitrates count "
-        f"every byte on disk. Generator {Path(build.generator).name}."
+        f"{length}, segments of {build.segment_s:g} s{sampled}; bitrates count every byte on disk; generator "
+        f"{Path(build.generator).name}."
     )
 
 
@@ -112,10 +111,11 @@ def _draw(folder: Path, study: Study, config: StudyConfig) -> None:
     from experiments import rd_figures as draw
     from experiments.paper import save_figure
 
-    text = conditions(study, config)
+    text = conditions(config)
+    mean = f"Mean of {int(study.mean_points['clips'].max()) if len(study.mean_points) else 0} clips. {text}"
     pictures = {
-        "curves": draw.curves(study, study.mean_points, f"Mean of {text}"),
-        "severe_distortion": draw.severe_distortion(study, study.mean_points, f"Mean of {text}"),
+        "curves": draw.curves(study, study.mean_points, mean),
+        "severe_distortion": draw.severe_distortion(study, study.mean_points, mean),
         "delta_rates": draw.delta_rates(study, text),
     }
     for name, figure in pictures.items():

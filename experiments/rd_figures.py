@@ -33,8 +33,7 @@ def curves(study: Study, points: pd.DataFrame, conditions: str) -> Figure:
         )
         for metric, axis in zip(study.metrics, axes.ravel(), strict=False):
             _draw_codecs(axis, study, points, metric)
-            better = "higher" if METRICS[metric].higher_is_better else "lower"
-            axis.set_title(f"{METRICS[metric].title}, {better} is better", loc="left")
+            axis.set_title(f"{METRICS[metric].title}{_better(metric)}", loc="left", fontsize=7.5)
         for axis in axes.ravel()[len(study.metrics) :]:
             axis.set_visible(False)
         shared_legend(figure, axes)
@@ -80,7 +79,7 @@ def delta_rates(study: Study, conditions: str) -> Figure | None:
             axis.set_xlim(-100, _MOST_PERCENT)
             axis.set_xticks([-100, -50, 0, 50, 200, 1000], ["-100", "-50", "0", "50", "200", "1000"], rotation=90)
             axis.minorticks_off()
-            axis.set_title(METRICS[metric].title, loc="left")
+            axis.set_title(METRICS[metric].title, loc="left", fontsize=7)
         axes[0][0].set_yticks(range(len(clips)), clips)
         axes[0][0].invert_yaxis()
         shared_legend(figure, axes)
@@ -105,9 +104,7 @@ def sheet(study: Study, clip: str, rate_bps: float, conditions: str) -> Figure:
             f"{METRICS[metric].title.split(' (')[0].removesuffix(' [dB]')} {point[metric]:.{METRICS[metric].digits}f}"
         )
         rows.append(SheetRow(f"{CODEC_TITLES[codec]}\n{point['bitrate_bps'] / 1e3:.1f} kbit/s\n{value}", pictures))
-    text = (
-        f"{clip}: of each codec what is nearest to {rate_bps / 1e3:g} kbit/s, with its {METRICS[metric].title}, mean."
-    )
+    text = f"{clip}: of each codec what is nearest to {rate_bps / 1e3:g} kbit/s, with its mean {METRICS[metric].title}."
     return contact_sheet(rows, first.times_s.tolist(), f"{text} {conditions}")
 
 
@@ -125,6 +122,11 @@ def _draw_codecs(axis: Any, study: Study, points: pd.DataFrame, column: str) -> 
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("Bitrate [kbit/s]")
+
+
+def _better(metric: str) -> str:
+    """Return an arrow that says which way is better."""
+    return " \N{UPWARDS ARROW}" if METRICS[metric].higher_is_better else " \N{DOWNWARDS ARROW}"
 
 
 def _draw_deltas(axis: Any, rows: pd.DataFrame, clips: Sequence[str], codec: str) -> None:

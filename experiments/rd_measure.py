@@ -20,12 +20,12 @@ import pandas as pd
 from experiments.contact_sheet import sheet_frames
 from experiments.prepare import obtain_package, obtain_video
 from experiments.rd_config import StudyConfig
-from experiments.results import write_bytes, write_table
 from experiments.schema import VideoConfig
 from packager.package import BuildProgress
 from packager.settings import AUTO
 from packager.video import iter_segments
 from player.decoder import Decoder, create_decoder, load_model
+from player.files import write_bytes, write_table
 from player.presentation import Presentation
 from player.quality import SEVERE_DISTORTION, Metric, load_metrics, severely_distorted_share
 

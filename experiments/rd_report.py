@@ -34,7 +34,7 @@ def report(study: Study, conditions: str) -> str:
     """Return the whole study as Markdown: mean ladders, mean and per-clip BD-rates, crossings, failures."""
     metrics = [METRICS[metric].title for metric in study.metrics]
     severe = [name for name in study.mean_points.columns if name.startswith("severe_")]
-    lines = ["# Rate-distortion study", "", conditions, "", "## Mean ladders", ""]
+    lines = ["# Rate-distortion study", "", f"{len(study.clips)} clips. {conditions}", "", "## Mean ladders", ""]
     shares = [f"severe by {METRICS[name.removeprefix('severe_')].title} [%]" for name in severe]
     rows = [["codec", "kbit/s", *metrics, *shares]]
     for point in study.mean_points.to_dict("records"):
