@@ -683,12 +683,13 @@ def drive(session, times_s, render_times_s, failures):
 
 duration = st.floats(0.05, 12.0)
 RULES = ["bola_u", "bola_o", "bolae", "bolapl", "dynamic", "dash_dynamic", "throughput_ibr"]
+NAMES = ["throughput", "ewma", "bba", "bola", "fixed", *RULES, "script", "fickle", "improver", "chooser"]
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     durations_s=st.lists(duration, min_size=1, max_size=25),
-    name=st.sampled_from(["throughput", "ewma", "bba", "bola", "fixed", "script", "fickle", "improver", "chooser", *RULES]),
+    name=st.sampled_from(NAMES),
     layered=st.booleans(),
     wait_s=st.sampled_from([0.0, 0.3, 5.0]),
     times_s=st.lists(st.floats(0.001, 15.0), min_size=1, max_size=25),
