@@ -192,43 +192,52 @@ class FluidTransport(Rewindable):
                 if not self._rescue(flow):
                     break
                 continue
-            if self._departure_us(flow, flow.acked) > flow.deadline_us:
+            first_us = self._departure_us(flow, flow.acked)
+            if first_us > flow.deadline_us:
                 break
-            self._acknowledge(flow)
+            self._acknowledge(flow, first_us)
         self._last_sent_us = flow.arrival_us - self._delay_us
 
-    def _acknowledge(self, flow: _Flow) -> None:
-        """Process the next few acknowledgements at once, and what they release."""
+    def _acknowledge(self, flow: _Flow, first_us: float) -> None:
+        """Process the next few acknowledgements at once, the first delivered at `first_us`, and what they release."""
         if flow.fresh_losses and flow.acked >= flow.detected_at:
-            self._reduce(flow, self._departure_us(flow, flow.acked))
+            self._reduce(flow, first_us)
         flow.probed = False
         count = self._step(flow)
-        first_us = self._departure_us(flow, flow.acked)
-        if self._ack_every > 1 and flow.acked:
-            first_us = self._departure_us(flow, min(flow.acked + self._ack_every, flow.admitted) - 1)
+        last_us = self._departure_us(flow, flow.acked + count - 1) if count > 1 else first_us
+        if count > 1 and last_us > flow.deadline_us:  # nobody answers later ones
+            count = max(self._delivered_by(flow, flow.deadline_us) - flow.acked, 1)
+            last_us = self._departure_us(flow, flow.acked + count - 1)
+        if self._ack_every > 1 and flow.acked:  # the first of several waits for the others
+            together = min(flow.acked + self._ack_every, flow.admitted) - 1
+            first_us = self._departure_us(flow, together)
+            last_us = max(first_us, last_us)
         round_trip_us = 2 * self._delay_us
         if flow.acked >= flow.sample_at:
             self._rtt.sample(first_us + round_trip_us - flow.sampled_from_us)
             flow.sample_at, flow.sampled_from_us = flow.admitted, first_us + round_trip_us
-        slow_start = self._control.window < self._control.threshold
-        used = 2 * flow.in_flight > self._control.window if slow_start else flow.in_flight >= int(self._control.window)
+        control = self._control
+        slow_start = control.window < control.threshold
+        used = 2 * flow.in_flight > control.window if slow_start else flow.in_flight >= int(control.window)
         flow.acked += count
         flow.in_flight -= count
-        last_us = self._departure_us(flow, flow.acked - 1) if count > 1 else first_us
-        self._declare(flow, count)
+        if flow.known_losses:
+            self._declare(flow, count)
         if flow.acked > flow.recovery_end and used:
-            self._control.on_acks(last_us + round_trip_us, count, self._rtt.srtt_us or 0.0)
+            control.on_acks(last_us + round_trip_us, count, self._rtt.srtt_us or 0.0)
         self._release(flow, first_us + round_trip_us, last_us + round_trip_us)
 
     def _step(self, flow: _Flow) -> int:
         """Return how many acknowledgements to process at once: up to the next moment at which something changes."""
-        count = max(1, int(self._window) // _POINTS_PER_WINDOW, flow.acked // _POINTS_PER_E_FOLD)
-        count = min(count, flow.admitted - flow.acked)
-        for moment in (flow.sample_at, flow.recovery_end, flow.detected_at if flow.fresh_losses else 0):
-            if flow.acked < moment < flow.acked + count:
-                count = moment - flow.acked
-        if count > 1 and self._departure_us(flow, flow.acked + count - 1) > flow.deadline_us:
-            count = max(self._delivered_by(flow, flow.deadline_us) - flow.acked, 1)  # nobody answers later ones
+        acked = flow.acked
+        count = max(1, int(self._window) // _POINTS_PER_WINDOW, acked // _POINTS_PER_E_FOLD)
+        count = min(count, flow.admitted - acked)
+        if acked < flow.sample_at < acked + count:
+            count = flow.sample_at - acked
+        if acked < flow.recovery_end < acked + count:
+            count = flow.recovery_end - acked
+        if flow.fresh_losses and acked < flow.detected_at < acked + count:
+            count = flow.detected_at - acked
         return count
 
     def _release(self, flow: _Flow, first_us: float, last_us: float) -> None:
