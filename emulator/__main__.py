@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from emulator import compare, graph, realtime
+from emulator import compare, graph, realtime, speed
 from emulator.config import MODELS, LinkConfig, parse_settings
 from emulator.elements import cross, parse_element
 from emulator.errors import EmulatorError
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_graph(commands)
     _add_compare(commands)
     _add_transfer(commands)
+    _add_speed(commands)
     realtime.add_commands(commands)
     return parser
 
@@ -79,7 +80,8 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser("compare", help="table of the fluid model's error against the packet model")
     parser.add_argument("--traces", default=",".join(compare.TRACES), help="comma-separated; NAME@N: 1/N share")
     parser.add_argument("--rtts", default=",".join(map(str, compare.RTTS_MS)), help="round trips in ms")
-    parser.add_argument("--requests", type=int, default=60, help="per trace and round trip (default %(default)s)")
+    parser.add_argument("--requests", type=int, default=60, help="per case (default %(default)s)")
+    parser.add_argument("--queues", metavar="N,N,...", help="droptail limits, or 'infinite'; replaces --queue")
     _add_link_options(parser)
     parser.set_defaults(run=_compare)
 
@@ -94,6 +96,14 @@ def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--delay-ms", type=float, default=LinkConfig.delay_ms, help="one-way delay")
     _add_link_options(parser)
     parser.set_defaults(run=_transfer)
+
+
+def _add_speed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("speed", help="how fast virtual time runs here: packets, transfers, sessions a second")
+    parser.add_argument("--trace", default="lte", help="catalogue name, NAME@N for a 1/N share, or a file")
+    parser.add_argument("--seconds", type=float, default=1.0, help="processor time of each measurement")
+    _add_link_options(parser)
+    parser.set_defaults(run=_speed)
 
 
 def _add_link_options(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +133,7 @@ def _link(arguments: argparse.Namespace) -> LinkConfig:
 def _load(name: str) -> Trace:
     """Load a trace by name; NAME@N is what one of N users gets of it."""
     base, at_sign, share = name.rpartition("@")
-    if at_sign and share.isdecimal() and int(share) > 0:
+    if at_sign and not Path(name).exists() and share.isdecimal() and int(share) > 0:
         return load_trace(base, share=int(share))
     return load_trace(name)
 
@@ -166,10 +176,17 @@ def _compare(arguments: argparse.Namespace) -> None:
     except ValueError:
         raise EmulatorError(f"rtts {arguments.rtts!r}; expected numbers separated by commas") from None
     traces = [(name, _load(name)) for name in arguments.traces.split(",")]
-    pairs = compare.compare_all(
-        traces, _link(arguments), rtts_ms=rtts_ms, requests=arguments.requests, seed=arguments.seed
-    )
+    config = _link(arguments)
+    configs = [config] if arguments.queues is None else compare.with_queues(config, arguments.queues.split(","))
+    pairs = compare.compare_all(traces, configs, rtts_ms=rtts_ms, requests=arguments.requests, seed=arguments.seed)
     print(compare.format_table(pairs))
+
+
+def _speed(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.seconds <= 60:
+        raise EmulatorError(f"seconds is {arguments.seconds}; expected above 0, at most 60")
+    speeds = speed.measure(_load(arguments.trace), _link(arguments), seconds=arguments.seconds)
+    print(speed.format_speeds(speeds))
 
 
 def _transfer(arguments: argparse.Namespace) -> None:

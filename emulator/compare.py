@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from emulator.config import LinkConfig
+from emulator.errors import EmulatorError
 from emulator.transport import create_transport
 from traces import Trace
 
@@ -24,6 +25,7 @@ class Pair:
     """One object fetched by both models at the same moment."""
 
     trace: str
+    queue: str
     rtt_ms: float
     size_bytes: int
     packet_s: float  # transfer time, request to last byte
@@ -61,30 +63,50 @@ def compare(trace: Trace, config: LinkConfig, *, requests: int, seed: int, name:
         size_bytes = round(math.exp(draw.uniform(math.log(SMALLEST_BYTES), math.log(LARGEST_BYTES))))
         exact = packet.request(size_bytes, now_s)
         closed = fluid.request(size_bytes, now_s)
-        pairs.append(
-            Pair(name or trace.name, 2 * config.delay_ms, size_bytes, exact.finish_s - now_s, closed.finish_s - now_s)
-        )
+        times_s = (exact.finish_s - now_s, closed.finish_s - now_s)
+        pairs.append(Pair(name or trace.name, queue_label(config), 2 * config.delay_ms, size_bytes, *times_s))
         now_s = max(exact.finish_s, closed.finish_s) + draw.choice(PAUSES_S)
     return pairs
 
 
 def compare_all(
     traces: Iterable[tuple[str, Trace]],
-    config: LinkConfig,
+    configs: Sequence[LinkConfig],
     *,
     rtts_ms: Sequence[float] = RTTS_MS,
     requests: int = 60,
     seed: int = 0,
 ) -> list[Pair]:
-    """Compare over every trace and round-trip time, `requests` objects each."""
+    """Compare over every setting, trace and round-trip time, `requests` objects each."""
     return [
         pair
         for place, (name, trace) in enumerate(traces)
         for rtt_ms in rtts_ms
+        for config in configs
         for pair in compare(
             trace, replace(config, delay_ms=rtt_ms / 2), requests=requests, seed=seed * 1000 + place, name=name
         )
     ]
+
+
+def queue_label(config: LinkConfig) -> str:
+    """Name the queue as the table does."""
+    limits = [f"{config.queue_packets} packets" * bool(config.queue_packets)]
+    limits.append(f"{config.queue_bytes} bytes" * bool(config.queue_bytes))
+    return config.queue if config.queue == "infinite" else " ".join([config.queue, *filter(None, limits)])
+
+
+def with_queues(config: LinkConfig, limits: Sequence[str]) -> list[LinkConfig]:
+    """Return the setting with each of some queues: a drop-tail limit in packets, or `infinite`."""
+    configs = []
+    for limit in limits:
+        if limit == "infinite":
+            configs.append(replace(config, queue="infinite"))
+        elif limit.isdecimal() and int(limit) > 0:
+            configs.append(replace(config, queue="droptail", queue_packets=int(limit)))
+        else:
+            raise EmulatorError(f"queue {limit!r}; expected a number of packets or 'infinite'")
+    return configs
 
 
 def spread(pairs: Sequence[Pair]) -> Spread:
@@ -110,7 +132,7 @@ def size_class(size_bytes: int) -> str:
 
 
 def format_table(pairs: Sequence[Pair]) -> str:
-    """Lay the comparison out as a Markdown table: by trace, by round-trip time, by size, and over all."""
+    """Lay the comparison out as a Markdown table: by trace, round-trip time, size, queue, and over all."""
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(pair.trace, []).append(pair)
@@ -118,6 +140,9 @@ def format_table(pairs: Sequence[Pair]) -> str:
         groups.setdefault(f"RTT {pair.rtt_ms:g} ms", []).append(pair)
     for pair in sorted(pairs, key=lambda pair: pair.size_bytes):
         groups.setdefault(size_class(pair.size_bytes), []).append(pair)
+    if len({pair.queue for pair in pairs}) > 1:
+        for pair in pairs:
+            groups.setdefault(pair.queue, []).append(pair)
     groups["all"] = list(pairs)
     lines = [
         "| transfers | number | median | 95th percentile | largest | mean, signed |",

@@ -41,6 +41,20 @@ def test_compare_prints_a_table(capsys):
     assert lines[-1].startswith("| all | 8 |")
 
 
+def test_compare_over_queues(capsys):
+    assert main(["compare", "--traces", "lte", "--rtts", "40", "--requests", "3", "--queues", "32,infinite"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].startswith("| droptail 32 packets | 3 |")
+    assert lines[-2].startswith("| infinite | 3 |")
+
+
+def test_speed_prints_a_table(capsys):
+    assert main(["speed", "--seconds", "0.001"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| what | per second of one core |"
+    assert any(line.startswith("| fluid: sessions of 199 segments of 28 kB |") for line in lines)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -53,6 +67,9 @@ def test_compare_prints_a_table(capsys):
         ["transfer", "--size", "1", "--link", "connections=two"],
         ["transfer", "--size", "1", "--link", "idle_restart=maybe"],
         ["compare", "--requests", "0"],
+        ["compare", "--queues", "0"],
+        ["compare", "--queues", "32,deep"],
+        ["speed", "--seconds", "0"],
     ],
 )
 def test_user_errors_take_one_line(capsys, arguments):
