@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from abr.base import Ladder, Observation, ThroughputSample
+from abr.base import Buffered, Ladder, Observation, ThroughputSample
 from abr.errors import AbrError, ObservationError
 from abr.registry import create_abr, known_names, known_options
 
@@ -64,7 +64,8 @@ def _explain(name: str, path: Path) -> str:
         raise ObservationError(f"{path}: no {error.args[0]!r}; ladder and observation are needed") from error
     except TypeError as error:  # a value of another type than the number or list that belongs there
         raise ObservationError(f"{path}: {error}") from error
-    return json.dumps({"controller": name, "segment": observation.segment_index, **decision}, indent=2)
+    segment = observation.segment_index if decision["segment"] is None else decision["segment"]
+    return json.dumps({"controller": name, **decision, "segment": segment}, indent=2)
 
 
 def _object(what: str, value: Any) -> dict[str, Any]:
@@ -74,9 +75,10 @@ def _object(what: str, value: Any) -> dict[str, Any]:
 
 
 def _observation(values: dict[str, Any]) -> Observation:
-    """Build an observation from its JSON form, where samples are a list of objects."""
+    """Build an observation from its JSON form, where samples and buffered segments are lists of objects."""
     samples = tuple(ThroughputSample(**_object("a sample", sample)) for sample in values.get("samples", []))
-    return Observation(**{**values, "samples": samples})
+    buffered = tuple(Buffered(**_object("a buffered segment", held)) for held in values.get("buffered", []))
+    return Observation(**{**values, "samples": samples, "buffered": buffered})
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ class AbrConfig:
     representation: int = 0
     """fixed: index in the ladder; -1 is the highest."""
     safety: float = 0.9
-    """throughput, ewma: share of a segment's duration its download may take (dash.js, Sabre: 0.9)."""
+    """Rate rules: share of a segment's duration its download may take (dash.js, Sabre: 0.9)."""
     estimator: str = "slow_start"
-    """throughput, ewma: slow_start, or naive (bytes / time)."""
+    """slow_start, or naive (bytes / time); BOLA's relatives, dynamic and throughput_ibr also take split and sliding."""
     window: int = 5
     """throughput: transfers in the harmonic mean (MPC: 5)."""
     fast_half_life_s: float = 3.0
@@ -32,9 +32,9 @@ class AbrConfig:
     cushion: float = 0.525
     """bba: cushion as a share of the buffer cap (126 s of 240 s)."""
     gp: float | None = None
-    """bola: the paper's gamma p (5 in the paper); None: from low_buffer."""
+    """bola, bola_u, bola_o, bolapl, dynamic: the paper's gamma p (5 in the paper); None: from low_buffer."""
     low_buffer: float = 0.2
-    """bola: share of the cap at which the two lowest representations tie (Puffer: 3 s of 15 s)."""
+    """bola, bola_u, bola_o, dynamic: share of the cap at which the two lowest representations tie (Puffer: 3 of 15 s)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of a plug-in, by name."""
 

@@ -38,9 +38,12 @@ def test_the_example_plug_in_plugs_in(monkeypatch):
     assert (full, empty) == (1, 0)
 
 
-@pytest.mark.parametrize("name", ["bba", "bola", "ewma", "fixed", "throughput"])
+RULES = ["bola_u", "bola_o", "bolae", "bolapl", "throughput_ibr", "dynamic", "dash_throughput", "dash_dynamic"]
+
+
+@pytest.mark.parametrize("name", ["bba", "bola", "ewma", "fixed", "throughput", *RULES])
 def test_the_options_in_the_table_are_those_of_the_code(name):
-    row = re.search(rf"^\| `{name}` \|.*\|(.*)\|$", TEXT, re.MULTILINE).group(1)
+    row = re.search(rf"^\| (?:`\w+`, )*`{name}`(?:, `\w+`)* \|.*\|(.*)\|$", TEXT, re.MULTILINE).group(1)
     assert sorted(re.findall(r"`(\w+)`", row)) == sorted(known_options(name))
 
 
