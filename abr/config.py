@@ -34,7 +34,7 @@ class AbrConfig:
     gp: float | None = None
     """bola, bola_u, bola_o, bolapl, dynamic: the paper's gamma p (5 in the paper); None: from low_buffer."""
     low_buffer: float = 0.2
-    """bola, bola_u, bola_o, dynamic: share of the cap at which the two lowest representations tie (Puffer: 3 of 15 s)."""
+    """bola, bola_u, bola_o, dynamic: share of the cap at which the lowest two representations tie (Puffer: 0.2)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of a plug-in, by name."""
 
