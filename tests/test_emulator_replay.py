@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emulator import LinkError
+from emulator import LinkError, parse_queue
 from emulator.__main__ import main
 from emulator.graph import binned_mbps, parse_log, read_log, signal_delays, summarise
 from emulator.replay import LogHeader, read_arrivals, replay
@@ -215,3 +215,70 @@ def test_user_errors_name_the_file(tmp_path: Path, capsys):
         read_arrivals(tmp_path / "binary")
     status, _, err = run(capsys, "graph", tmp_path / "nothing")
     assert (status, err.count("\n")) == (1, 1)
+
+
+def naive_log(
+    times_ms: list[int],
+    arrivals: list[tuple[int, int]],
+    end_ms: int,
+    limits: tuple[int, int],
+    *,
+    head: bool,
+    once: bool,
+) -> list[str]:
+    """The rules again, one millisecond at a time and with nothing clever: what `Link` must log."""
+    waiting: list[tuple[int, int]] = []  # (arrival, size)
+    transit: list[int] = []  # arrival, size, unsent
+    log = []
+    packet_limit, byte_limit = limits
+    laps = 1 if once else end_ms // times_ms[-1] + 2
+    schedule = [lap * times_ms[-1] + time_ms for lap in range(laps) for time_ms in times_ms]
+    for now_ms in range(end_ms + 1):
+        for _ in range(schedule.count(now_ms)):
+            log.append(f"{now_ms} # 1504")
+            room = 1504
+            while room and (transit or waiting):
+                if not transit:
+                    arrival_ms, size = waiting.pop(0)
+                    transit = [arrival_ms, size, size]
+                sent = min(room, transit[2])
+                room -= sent
+                transit[2] -= sent
+                if transit[2] == 0:
+                    log.append(f"{now_ms} - {transit[1]} {now_ms - transit[0]}")
+                    transit = []
+        if once and now_ms >= times_ms[-1]:
+            break
+        for _, size in [arrival for arrival in arrivals if arrival[0] == now_ms]:
+            log.append(f"{now_ms} + {size}")
+            before = [*waiting, (now_ms, size)]
+            waiting = before[:]
+            while (packet_limit and len(waiting) > packet_limit) or (
+                byte_limit and sum(packet[1] for packet in waiting) > byte_limit
+            ):
+                waiting.pop(0 if head else -1)
+            lost = len(before) - len(waiting)
+            if lost:
+                bytes_lost = sum(packet[1] for packet in before) - sum(packet[1] for packet in waiting)
+                log.append(f"{now_ms} d {lost} {bytes_lost}")
+    return log
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize(
+    ("name", "limits"), [("droptail", (3, 0)), ("droptail", (0, 4000)), ("drophead", (4, 3500)), ("infinite", (0, 0))]
+)
+def test_random_logs_equal_those_of_a_naive_link(seed, name, limits):
+    draw = np.random.default_rng(seed)
+    times_ms = sorted(draw.integers(0, 40, int(draw.integers(1, 25))).tolist())
+    times_ms[-1] = max(times_ms[-1], 1)
+    sizes = [40, 576, 700, 1000, 1500, 1503, 1504]
+    count = int(draw.integers(1, 150))
+    arrivals = [
+        (int(time_ms), int(size))
+        for time_ms, size in zip(np.sort(draw.integers(0, 130, count)), draw.choice(sizes, count), strict=True)
+    ]
+    once = bool(seed % 3 == 0)
+    queue = parse_queue(name, "" if name == "infinite" else f"packets={limits[0]}, bytes={limits[1]}")
+    found = replay(make_trace(*times_ms), arrivals, end_ms=120, queue=queue, repeat=not once)
+    assert found == naive_log(times_ms, arrivals, 120, limits, head=name == "drophead", once=once)
