@@ -86,8 +86,7 @@ def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] 
     write_bytes(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     cache = Path(config.cache_dir)
     video = obtain_video(config.video, cache)
-    packages = [obtain_package(codec, video, config.build, cache, _package_bar) for codec in _ordered(config.codec)]
-    check_same_time_line(packages)
+    packages = prepare_packages(config, video, cache)
     seeds = {"trace.seed": config.trace.seed, "link.seed": config.link.seed, "build.seed": config.build.seed}
     inputs = input_hashes(config, video, packages)
     write_json(folder / "provenance.json", provenance(overrides=list(overrides), seeds=seeds, inputs=inputs))
@@ -109,6 +108,13 @@ def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] 
     if config.render_check or config.render:
         _show(config, folder, video, packages, results)
     log.info("%s", folder)
+
+
+def prepare_packages(config: RunConfig, video: Path, cache: Path) -> list[Package]:
+    """Return the packages that a run streams, made on first use."""
+    packages = [obtain_package(codec, video, config.build, cache, _package_bar) for codec in _ordered(config.codec)]
+    check_same_time_line(packages)
+    return packages
 
 
 def _ordered(codecs: Sequence[str]) -> list[str]:

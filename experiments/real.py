@@ -72,7 +72,7 @@ def play_real(codec: str, programme: Programme, trace: Trace, config: RunConfig,
     duration = timedelta(seconds=programme.duration_s + (config.real.lead_s if config.real.shaper == SHELL else 0))
     done = datetime.now() + duration
     log.info("%s: real time, about %.0f s if nothing stalls: until %s", codec, duration.total_seconds(), f"{done:%X}")
-    with TemporaryDirectory(prefix="promptdash-real-") as scratch, _origin(programme.presentation.directory) as url:
+    with TemporaryDirectory(prefix="promptdash-real-") as scratch, origin(programme.presentation.directory) as url:
         start = _over_shell if config.real.shaper == SHELL else _over_proxy
         origin_s = start(url, codec, programme, trace, config, folder / codec, Path(scratch))
     about = json.loads((folder / codec / "session.json").read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def _abr_options(config: AbrConfig) -> dict[str, object]:
 
 
 @contextmanager
-def _origin(package: Path) -> Iterator[str]:
+def origin(package: Path) -> Iterator[str]:
     """Publish a package; yield its URL."""
     command = [sys.executable, "-m", "packager", "serve", str(package), "--port", "0", "--access-log", "none"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
