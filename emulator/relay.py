@@ -136,7 +136,7 @@ class Relay:
     """Connects the outside namespace to this process's network.
 
     Args:
-        packets: datagram socket to the shaper: packets that concern us, and answers to UDP.
+        packets: SOCK_SEQPACKET to the shaper: packets that concern us, and answers to UDP.
         listeners: makes listening sockets in the outside namespace.
         outside: the outside's TUN, where packets that the kernel there is to see are written.
         own_address: the outside's address, which stands for this host.
@@ -174,6 +174,9 @@ class Relay:
             try:
                 packet = self._packets.recv(COPY_BYTES)
             except BlockingIOError:
+                return
+            if not packet:  # the shaper has ended
+                self._loop.remove_reader(self._packets)
                 return
             flow = parse_flow(packet)
             if packet[9] == _UDP:

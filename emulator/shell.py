@@ -119,17 +119,19 @@ def run_shell(config: ShellConfig, command: Sequence[str]) -> int:
         theirs.close()
         stack.callback(end, child)
         devices = _receive_devices(stack, ours, outside)
-        start_ns = time.monotonic_ns()
-        packets, extra = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
-        shaper = fork(lambda: _run_shaper(devices, extra, start_ns, route, [packets, ours]))
+        packets, extra = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        shaper = fork(lambda: _run_shaper(devices, extra, route, [packets, ours]))
         extra.close()
         stack.callback(end, shaper, signal.SIGTERM)
         os.close(devices.inside)
+        start_ns = packets.recv(64)  # the shaper is ready, and says when its trace began
+        if not start_ns:
+            raise RealTimeError("the shaper ended early")
         relay = None
         if devices.helper is not None:
             address = namespace.outside_address(number)
             relay = Relay(packets, Listeners(devices.helper), outside=devices.outside, own_address=address)
-        return asyncio.run(_supervise(child, shaper, relay, lambda: ours.send(str(start_ns).encode())))
+        return asyncio.run(_supervise(child, shaper, relay, lambda: ours.send(start_ns)))
 
 
 @dataclass
@@ -230,21 +232,19 @@ def _receive_devices(stack: contextlib.ExitStack, control: socket.socket, outsid
     return _Devices(descriptors[1], descriptors[0], helper)
 
 
-def _run_shaper(
-    devices: _Devices, extra: socket.socket, start_ns: int, route: _Route, others: list[socket.socket]
-) -> None:
+def _run_shaper(devices: _Devices, extra: socket.socket, route: _Route, others: list[socket.socket]) -> None:
     """Shape until SIGTERM; what is in the logs then is complete."""
     for other in others:
         other.close()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    epoch_ms = round(time.time() * 1000 - (time.monotonic_ns() - start_ns) / 1e6)
+    relayed = devices.helper is not None
+    extra.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+    prepare_process()
+    start_ns, epoch_ms = time.monotonic_ns(), round(time.time() * 1000)
     logs = [
         LinkLogWriter(file, link, direction=direction, command=sys.argv, epoch_ms=epoch_ms)
         for direction, link, file in route.logs
     ]
-    relayed = devices.helper is not None
-    extra.setblocking(False)
-    extra.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
     shaper = Shaper(
         route.down,
         route.up,
@@ -256,7 +256,8 @@ def _run_shaper(
         housekeeping=_flushing(logs) if logs else None,
     )
     signal.signal(signal.SIGTERM, lambda *_: shaper.stop())
-    prepare_process()
+    extra.send(str(start_ns).encode())
+    extra.setblocking(False)
     shaper.run()
     for log in logs:
         log.flush()
