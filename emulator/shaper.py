@@ -3,11 +3,12 @@
 The path decides (`emulator.path`, the same code as in virtual time); the loop only brings the clock. It sleeps in
 select(), whose timeouts are in microseconds, until the next packet is due or one arrives. What keeps it on time:
 packets are read in batches, garbage collection is off, timer slack is 1 ns, and real-time priority is taken where it is
-permitted.
+permitted, else a short time slice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -15,10 +16,13 @@ import time
 from array import array
 from collections.abc import Callable
 
-from emulator.namespace import wake_on_time
+from emulator.namespace import ask_for_short_slices, wake_on_time
 from emulator.path import Path
 
 TUN_HEADER_BYTES = 4  # counted with every packet, as Mahimahi does
+
+LATE_US = 1000
+"""A departure that is off by more is counted as late."""
 
 _BATCH_PACKETS = 32  # read from one device before departures get their turn
 _LARGEST_PACKET_BYTES = 65_536
@@ -62,6 +66,10 @@ class Shaper:
         self._start_ns = start_ns
         self._housekeeping = housekeeping
         self._stopping = False
+        self.departures = 0
+        """Packets written to the inside so far."""
+        self.late_departures = 0
+        """Those of them written more than LATE_US after they were due."""
         self.late_us: array[int] | None = None
         """If set to an array('i'): takes every downlink departure's error, written minus due."""
         self.due_us: array[int] | None = None
@@ -98,8 +106,11 @@ class Shaper:
         """Write everything that is due."""
         for due_us, packet in self._down.advance(now_us):
             _write(self._inside, packet)
+            late_us = self._now_us() - due_us
+            self.departures += 1
+            self.late_departures += late_us > LATE_US
             if self.late_us is not None:
-                self.late_us.append(self._now_us() - due_us)
+                self.late_us.append(late_us)
             if self.due_us is not None:
                 self.due_us.append(due_us)
         for _, packet in self._up.advance(now_us):
@@ -117,10 +128,9 @@ def prepare_process() -> str:
         return f"SCHED_FIFO {_REALTIME_PRIORITY}"
     except OSError:
         pass
-    try:
-        return f"nice {os.nice(-20)}"
-    except OSError:
-        return f"nice {os.nice(0)}"
+    with contextlib.suppress(OSError):
+        os.nice(-20)
+    return f"nice {os.nice(0)}{', short slices' if ask_for_short_slices() else ''}"
 
 
 def _read_batch(source: int, path: Path, now_us: int) -> None:

@@ -37,6 +37,7 @@ from emulator.shaper import Shaper, prepare_process
 from traces import Trace
 
 _FLUSH_S = 0.5
+_TOLERATED_LATE = 0.01  # share of packets, before the user is warned
 _KEYBOARD_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 _RESOLV_CONF = pathlib.Path("/etc/resolv.conf")
 _SOCKET_BUFFER_BYTES = 4 * 1024 * 1024  # between shaper and relay
@@ -239,7 +240,7 @@ def _run_shaper(devices: _Devices, extra: socket.socket, route: _Route, others: 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     relayed = devices.helper is not None
     extra.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-    prepare_process()
+    scheduling = prepare_process()
     start_ns, epoch_ms = time.monotonic_ns(), round(time.time() * 1000)
     logs = [
         LinkLogWriter(file, link, direction=direction, command=sys.argv, epoch_ms=epoch_ms)
@@ -261,6 +262,11 @@ def _run_shaper(devices: _Devices, extra: socket.socket, route: _Route, others: 
     shaper.run()
     for log in logs:
         log.flush()
+    if shaper.late_departures > _TOLERATED_LATE * shaper.departures:
+        sys.stderr.write(
+            f"emulator: {shaper.late_departures} of {shaper.departures} packets left more than 1 ms late ({scheduling}): "
+            "the machine is too busy; root would help, see: python -m emulator bench\n"
+        )
 
 
 def _delivery(outside: int, extra: socket.socket) -> Callable[[bytes], None]:
