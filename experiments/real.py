@@ -8,13 +8,13 @@ import json
 import logging
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlsplit
 
 from abr import known_options
@@ -92,7 +92,7 @@ def _over_proxy(
     write_mahimahi(trace, scratch / "trace.mm")
     options = [f"{name.replace('_', '-')}={getattr(config.link, name)}" for name in _link_options(config)]
     shape = ["--trace", str(scratch / "trace.mm"), *(word for option in options for word in ("--link-option", option))]
-    _wait(subprocess.Popen([*_player(url, programme, config, record), *shape]), "the player")
+    _wait([*_player(url, programme, config, record), *shape], "the player")
     return None
 
 
@@ -115,9 +115,7 @@ def _over_shell(
     )
     player = _player(inside, programme, config, record)
     shell = [sys.executable, "-m", "emulator", "shell", "--trace", str(scratch / "trace.mm"), *options]
-    _wait(
-        subprocess.Popen([*shell, "--", "sh", "-c", script, str(note), *player]), "the player in the emulator's shell"
-    )
+    _wait([*shell, "--", "sh", "-c", script, str(note), *player], "the player in the emulator's shell")
     return int(note.read_text()) / 1e9 + lead_s
 
 
@@ -158,20 +156,27 @@ def origin(package: Path) -> Iterator[str]:
                 raise ExperimentError(f"the origin server did not start (exit code {process.wait()})")
             yield url
         finally:
-            process.terminate()
-            process.wait(STOP_S)
+            _end(process)
 
 
-def _wait(process: subprocess.Popen[bytes], what: str) -> None:
-    """Wait for a process to end well. Ctrl-C reaches it too, so it gets the time to write its log."""
+def _wait(command: list[str], what: str) -> None:
+    """Wait for a command to end well. Ctrl-C reaches it too, so it gets the time to write its log."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # its table: the run prints its own
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        deadline_s = time.monotonic() + STOP_S
-        while process.poll() is None and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        process.kill()
-        process.wait()
+        _end(process, told=True)
         raise
     if code != 0:
         raise ExperimentError(f"{what} ended with exit code {code}; its own line above says why")
+
+
+def _end(process: subprocess.Popen[Any], *, told: bool = False) -> None:
+    """Tell a process to end, unless it was told, give it the time, and end it."""
+    if not told:
+        process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PlayerError, AbrError, OSError) as error:  # OSError: a log folder that cannot be written
         print(f"player: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before a session began; from then on it ends in order
+        print("player: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class WorkerRenderer:
 
     async def __aenter__(self) -> WorkerRenderer:
         """Load the decoder; its errors come up here, before anything is played."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, _open, *self._options)
+        await self._run(_open, *self._options)
         return self
 
     async def __aexit__(self, *unused: object) -> None:
@@ -61,14 +62,15 @@ class WorkerRenderer:
         """Return when the segment's frames are there."""
         path = self.path(media.segment % self._presentation.segments, media.representation)
         target = None if path.exists() else path
-        loop = asyncio.get_running_loop()
-        key = media.representation
-        try:
-            frames, taken_s = await loop.run_in_executor(self._pool, _render, key, media.init, media.data, target)
-        except BrokenProcessPool as error:
-            raise DecodeError("the rendering process died; it may have run out of memory") from error
+        frames, taken_s = await self._run(_render, media.representation, media.init, media.data, target)
         self.frames += frames
         self.busy_s += taken_s
+
+    async def _run(self, function: Callable[..., Any], *arguments: object) -> Any:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        except BrokenProcessPool as error:
+            raise DecodeError("the rendering process died; it may have run out of memory") from error
 
     def path(self, clip_segment: int, representation: int) -> Path:
         """Return where a segment's frames are kept, uint8 [T, H, W, 3]."""

@@ -24,13 +24,17 @@ LIGHT_MODULES = [
     "abr.__main__",
     "emulator",
     "player",
+    "packager.server",
     "player.bitstream",
+    "player.client",
     "player.config",
     "player.errors",
     "player.events",
     "player.log",
     "player.manifest",
     "player.presentation",
+    "player.programme",
+    "player.remote",
     "player.session",
 ]
 
@@ -75,3 +79,52 @@ def test_the_light_half_imports_without_heavy_packages():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+LOSSES = ["packager/fit*.py", "packager/loss*.py", "packager/encoder*.py", "experiments/train*.py"]
+"""What computes a training or fitting loss; the metrics' own training is the exception, being no codec's."""
+METRICS_OWN = {"experiments/train_lpips.py"}
+PERCEPTUAL_NETWORKS = {"lpips", "piq", "pyiqa", "torchmetrics", "ssimulacra2"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return every module that `path` may import, with `from a import b` read as `a` and `a.b`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def reached(path: Path) -> set[str]:
+    """Return the modules that `path` imports, directly or through modules of ours, at any depth of the code."""
+    found: set[str] = set()
+    waiting = [path]
+    while waiting:
+        for name in imported_modules(waiting.pop()) - found:
+            found.add(name)
+            module = ROOT / name.replace(".", "/")
+            waiting += [file for file in (module.with_suffix(".py"), module / "__init__.py") if file.exists()]
+    return found
+
+
+def loss_modules() -> list[str]:
+    paths = {str(path.relative_to(ROOT)) for pattern in LOSSES for path in ROOT.glob(pattern)}
+    return sorted(paths - METRICS_OWN)
+
+
+@pytest.mark.parametrize("path", loss_modules())
+def test_no_loss_can_see_a_metric(path):
+    """The rule of docs/metrics.md: no network in a training or fitting loss is reported, and the other way round."""
+    modules = reached(ROOT / path)
+    metrics = {name for name in modules if name.startswith("player.quality")}
+    assert not metrics, f"{path} reaches {', '.join(sorted(metrics))}"
+    assert not {name.split(".")[0] for name in modules} & PERCEPTUAL_NETWORKS
+    assert "player.quality" not in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_search_for_metrics_finds_them():
+    assert {"packager/fit.py", "packager/losses.py", "experiments/trainer.py"} <= set(loss_modules())
+    assert "player.quality.lpips" in reached(ROOT / "packager/package.py")
