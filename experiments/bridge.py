@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from player.programme import Programme
     from traces import Trace
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("experiments.bridge")  # also where this module is __main__
 
 VIRTUAL = ("packet", "fluid")
 QOE = {
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(flag in given for flag in ("-h", "--help")):
         print(_HELP)
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("experiments").setLevel(logging.INFO)  # others would tell of fonts
     from experiments.command_line import check_arguments
     from experiments.job import REPORTED_ERRORS
 

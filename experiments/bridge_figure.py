@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments.paper import PAGE_IN, SERIES_COLORS, add_caption, paper_style, shared_legend
 from experiments.series import CODEC_TITLES
@@ -25,12 +26,17 @@ def bridge_figure(downloads: Mapping[str, pd.DataFrame], label: str) -> Figure:
             times = table[["real_s", *(f"{model}_s" for model in _MARKERS)]].to_numpy(dtype=float)
             low, high = (float(times.min()) / 1.2, float(times.max()) * 1.2) if len(times) else (0.1, 1.0)
             against.plot([low, high], [low, high], color="0.6", linewidth=0.6)
-            over.step(table["request_s"], table["real_s"], where="post", color="0.3", linewidth=0.8, label="real time")
+            request_s, real_s = table["request_s"], table["real_s"]
+            over.hlines(real_s, request_s, request_s + real_s, color="0.3", linewidth=1.0, label="real time")
             for (model, marker), colour in zip(_MARKERS.items(), SERIES_COLORS, strict=False):
                 style = {"marker": marker, "markersize": 2.5, "linestyle": "none", "color": colour, "label": model}
                 against.plot(table["real_s"], table[f"{model}_s"], **style)
                 over.plot(table["request_s"], table[f"{model}_s"], **style)
             against.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+            for axis in (against.xaxis, against.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_locator(NullLocator())
             against.set(xlabel="Download in real time [s]", ylabel="in virtual time [s]", title=title)
             over.set(xlabel="Time since the session began [s]", ylabel="Download time [s]", title=title)
             over.set_ylim(0, 1.1 * float(np.max(times, initial=0.1)))
