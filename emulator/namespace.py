@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import socket
 import struct
 from pathlib import Path
@@ -34,8 +33,6 @@ _RTM_NEWROUTE, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 24, 0x1, 0x4, 0x400
 _NLM_F_REPLACE = 0x100
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RTA_DST, _RTA_OIF, _RTA_METRICS, _RTAX_CC_ALGO = 254, 3, 1, 4, 8, 16
 _UNICAST, _LOCAL = (1, 253), (2, 254)  # type of a route and its scope: a link's, this host's
-
-_SLICE_NS = 100_000  # the shortest there is
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -160,17 +157,6 @@ def die_with_parent(signal_number: int) -> None:
 def wake_on_time() -> None:
     """Ask the kernel not to put off this thread's timers (they may be 50 us late by default)."""
     _check(_libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0))
-
-
-def ask_for_short_slices() -> bool:
-    """Ask the scheduler to run this ordinary process soon after it wakes; return whether it does (Linux 6.12 on).
-
-    A shorter time slice gives an earlier deadline under EEVDF, and needs no privilege: sched_setattr(2), sched_runtime.
-    """
-    number = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, nice, 0, _SLICE_NS, 0, 0)
-    return number is not None and _libc.syscall(number, 0, attributes, 0) == 0
 
 
 def _unshare(flags: int) -> None:

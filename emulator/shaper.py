@@ -3,7 +3,7 @@
 The path decides (`emulator.path`, the same code as in virtual time); the loop only brings the clock. It sleeps in
 select(), whose timeouts are in microseconds, until the next packet is due or one arrives. What keeps it on time:
 packets are read in batches, garbage collection is off, timer slack is 1 ns, and real-time priority is taken where it is
-permitted, else a short time slice.
+permitted. (Short time slices for an ordinary process, sched_setattr(2), were tried and did not help on a busy machine.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from array import array
 from collections.abc import Callable
 
-from emulator.namespace import ask_for_short_slices, wake_on_time
+from emulator.namespace import wake_on_time
 from emulator.path import Path
 
 TUN_HEADER_BYTES = 4  # counted with every packet, as Mahimahi does
@@ -130,7 +130,7 @@ def prepare_process() -> str:
         pass
     with contextlib.suppress(OSError):
         os.nice(-20)
-    return f"nice {os.nice(0)}{', short slices' if ask_for_short_slices() else ''}"
+    return f"nice {os.nice(0)}"
 
 
 def _read_batch(source: int, path: Path, now_us: int) -> None:

@@ -264,7 +264,7 @@ def _run_shaper(devices: _Devices, extra: socket.socket, route: _Route, others: 
         log.flush()
     if shaper.late_departures > _TOLERATED_LATE * shaper.departures:
         sys.stderr.write(
-            f"emulator: {shaper.late_departures} of {shaper.departures} packets left more than 1 ms late ({scheduling}): "
+            f"emulator: {shaper.late_departures} of {shaper.departures} packets left over 1 ms late ({scheduling}): "
             "the machine is too busy; root would help, see: python -m emulator bench\n"
         )
 
