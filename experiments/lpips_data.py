@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,10 +163,10 @@ def _load(paths: Sequence[Path]) -> Pairs:
     maps, taps = [], []
     for number, path in enumerate(paths):
         try:
-            with np.load(path) as shard:
+            with path.open("rb") as file, np.load(file) as shard:
                 crops[number * PAIRS_PER_SHARD : (number + 1) * PAIRS_PER_SHARD] = shard["crops"]
                 maps.append(shard["maps"])
                 taps.append(shard["taps"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise TrainingDataError(f"{path}: not a whole shard ({error}); delete it") from error
     return Pairs(crops, np.concatenate(maps), np.concatenate(taps))

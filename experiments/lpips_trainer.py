@@ -134,9 +134,12 @@ class LpipsTrainer:
         partial.replace(self.out / "checkpoint.pt")
 
     def run(self, seconds: float = math.inf) -> bool:
-        """Train to the end of the schedule or for about so many seconds; return whether the end was reached."""
+        """Train to the end of the schedule or until about so many seconds are over; return whether it was the end.
+
+        Between two checkpoints nothing stops it, so every call gets somewhere.
+        """
         until = time.monotonic() + seconds
-        while self.step < self.steps and time.monotonic() < until:
+        while self.step < self.steps:
             began = time.monotonic()
             count = min(_LOG_STEPS, self.steps - self.step)
             self.network.train()
@@ -144,6 +147,8 @@ class LpipsTrainer:
             self.seconds += time.monotonic() - began
             self._log(loss)
             self.save()
+            if time.monotonic() > until:
+                break
         return self.step >= self.steps
 
     def _batch(self) -> np.ndarray:

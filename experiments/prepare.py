@@ -5,6 +5,7 @@ settings, the generator's files, this project's code, library versions, machine 
 of that name is used as it is; an unfinished one is continued.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ from player.decoder import PROMPT
 from player.generator import find_folder, load_generator, resolve_device
 from player.manifest import Manifest
 from player.presentation import MANIFEST_NAME, Presentation
+from player.quality.embedded import WEIGHTS_FILE, EmbeddedLpips
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +94,19 @@ def obtain_package(codec: str, video: Path, config: BuildConfig, cache: Path, pr
         BUILDERS[codec](video, folder, config, resume=True, progress=progress(f"{video.name} as {codec}"))
         log.info("packaged in %.0f s", time.monotonic() - began)
     presentation = Presentation.load(folder)
-    if reused and not any(metric.startswith("lpips") for metric in presentation.metrics):
-        log.info("%s: LPIPS was not measured when this was packaged; to measure it now, delete the folder", folder)
+    if reused and EmbeddedLpips.name in presentation.metrics:
+        _tell_of_estimate(cache)
     return Package(codec, presentation, key)
+
+
+@functools.cache
+def _tell_of_estimate(cache: Path) -> None:
+    """Say once what stands for perceptual quality in packages that were measured without LPIPS' weights."""
+    log.info(
+        "perceptual quality was measured by lpips-embedded, an estimate of LPIPS, when this was packaged; to measure "
+        "LPIPS itself, get its weights (docs/metrics.md) and delete the packages in %s",
+        cache,
+    )
 
 
 def package_key(codec: str, video: Path, config: BuildConfig) -> str:
@@ -110,7 +122,7 @@ def package_key(codec: str, video: Path, config: BuildConfig) -> str:
         "code": [folder_sha256(_SOURCES / name, suffixes=(".py",)) for name in ("packager", "player")],
         "versions": {name: versions[name] for name in _LIBRARIES},
         "machine": platform.machine(),
-        "weights": os.environ.get(_WEIGHTS_VARIABLE, ""),
+        "weights": [os.environ.get(_WEIGHTS_VARIABLE, ""), file_sha256(WEIGHTS_FILE)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

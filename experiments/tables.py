@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.results import CodecResult
-from experiments.series import CODEC_TITLES, METRICS, header_line, severity_rule
+from experiments.series import CODEC_TITLES, METRICS, agreed_best, agreement_metric, header_line, severity_rule
 
 _WIDTH = 100
 
@@ -35,6 +35,7 @@ def _rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
             arrow = "higher" if style.higher_is_better else "lower"
             cells = [_number(one["quality"].get(metric), style.digits) for one in summaries]
             rows.append((f"{style.title}, mean ({arrow} is better)", cells))
+    rows += _agreement_row([one["quality"] for one in summaries])
     for rule in dict.fromkeys(_rule(one) for one in summaries):
         if rule:
             cells = [_number(one["severe_share"], 1, 100) if _rule(one) == rule else "-" for one in summaries]
@@ -51,6 +52,16 @@ def _rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("Ladder [kbit/s]", [_ladder(one["ladder_bps"]) for one in summaries]),
     ]
     return rows
+
+
+def _agreement_row(scores: Sequence[dict[str, float]]) -> list[tuple[str, list[str]]]:
+    """Return the row that says which codec both perceptual metrics find better, if there are two to compare."""
+    judge = agreement_metric(scores)
+    if judge is None or len(scores) < 2:
+        return []
+    best = agreed_best(scores)
+    label = f"Better by both {METRICS[judge].title} and SSIMULACRA2"
+    return [(label, ["yes" if index == best else "no" for index in range(len(scores))])]
 
 
 def _rule(summary: dict[str, Any]) -> str:

@@ -82,8 +82,9 @@ def test_the_light_half_imports_without_heavy_packages():
 
 
 LOSSES = ["packager/fit*.py", "packager/loss*.py", "packager/encoder*.py", "experiments/train*.py"]
-"""What computes a training or fitting loss; the metrics' own training is the exception, being no codec's."""
-METRICS_OWN = {"experiments/train_lpips.py"}
+"""What computes a training or fitting loss of the codec."""
+NO_CODECS = {"experiments/train_lpips.py", "experiments/train_abr.py"}
+"""They train a metric, which no loss may use, and controllers, which see scores and never a picture."""
 PERCEPTUAL_NETWORKS = {"lpips", "piq", "pyiqa", "torchmetrics", "ssimulacra2"}
 
 
@@ -112,7 +113,7 @@ def reached(path: Path) -> set[str]:
 
 def loss_modules() -> list[str]:
     paths = {str(path.relative_to(ROOT)) for pattern in LOSSES for path in ROOT.glob(pattern)}
-    return sorted(paths - METRICS_OWN)
+    return sorted(paths - NO_CODECS)
 
 
 @pytest.mark.parametrize("path", loss_modules())

@@ -249,14 +249,16 @@ class TestLoadMetrics:
     def test_auto_without_weights_says_once_that_lpips_is_missing(self, caplog: pytest.LogCaptureFixture):
         for _ in range(3):
             names = [metric.name for metric in load_metrics()]
-            assert names == ["psnr_db", "ms_ssim", "ssimulacra2"]
+            assert names == ["psnr_db", "ms_ssim", "ssimulacra2", "lpips_embedded"]
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
-        assert record.getMessage().startswith("LPIPS is not measured: no weights for lpips_squeeze: ")
+        assert record.getMessage().startswith("perceptual quality is measured by lpips-embedded, this project's own ")
+        assert "not by LPIPS itself: no weights for lpips_squeeze: " in record.getMessage()
+        assert "set PROMPTDASH_WEIGHTS to that folder" in record.getMessage()
 
     def test_auto_leaves_out_what_small_frames_do_not_allow(self, caplog: pytest.LogCaptureFixture):
         names = [metric.name for metric in load_metrics(frame_size=(128, 640), download=False)]
-        assert names == ["psnr_db", "ssimulacra2"]
+        assert names == ["psnr_db", "ssimulacra2", "lpips_embedded"]
         expected = "ms_ssim is not measured: frames of 640x128 are below the 176 pixels a side that ms_ssim needs"
         assert expected in caplog.text
 

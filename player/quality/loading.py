@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from player.quality.base import Metric, QualityError
+from player.quality.embedded import EmbeddedLpips
 from player.quality.lpips import BACKBONES, Lpips
 from player.quality.pixel import MsSsim, Psnr
 from player.quality.ssimulacra2 import Ssimulacra2
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 _WEIGHT_FREE = {metric.name: metric for metric in (Psnr, MsSsim, Ssimulacra2)}
 _LPIPS = {f"lpips_{net}": net for net in BACKBONES}
 
-METRIC_NAMES = (*_WEIGHT_FREE, *_LPIPS)
+METRIC_NAMES = (*_WEIGHT_FREE, *_LPIPS, EmbeddedLpips.name)
 """Every metric there is, in the order in which tables show them."""
 
 
@@ -34,7 +35,7 @@ def load_metrics(
 
     Args:
         names: known names, or "auto": psnr_db, ms_ssim, ssimulacra2 and the first LPIPS whose weights can be had
-            (squeeze, alex, vgg; only squeeze is downloaded for "auto", 5 MB).
+            (squeeze, alex, vgg; only squeeze is downloaded for "auto", 5 MB), else lpips_embedded, which is said once.
         weights_dir: where LPIPS' weights lie; without it the folder that PROMPTDASH_WEIGHTS names.
         device: auto, cpu, cuda or any torch device.
         frame_size: (height, width) in px of the frames to come. "auto" then leaves out, with a warning, what cannot
@@ -47,7 +48,7 @@ def load_metrics(
     """
     if names == "auto":
         metrics: list[Metric] = [metric(device=device) for metric in _WEIGHT_FREE.values()]
-        metrics += _first_lpips(weights_dir, device, download=download)
+        metrics.append(_first_lpips(weights_dir, device, download=download))
         return [metric for metric in metrics if _fits(metric, frame_size)]
     if isinstance(names, str):
         names = [names]
@@ -66,20 +67,25 @@ def load_metrics(
 def _load(name: str, weights_dir: Path | None, device: str, *, download: bool) -> Metric:
     if name in _WEIGHT_FREE:
         return _WEIGHT_FREE[name](device=device)
+    if name == EmbeddedLpips.name:
+        return EmbeddedLpips(device=device)
     net = _LPIPS[name]
     return Lpips(net, load_lpips_network(net, weights_dir=weights_dir, download=download), device=device)
 
 
-def _first_lpips(weights_dir: Path | None, device: str, *, download: bool) -> list[Metric]:
-    """Return the first LPIPS to be had, or nothing and say so once; damaged weights are an error, not a miss."""
+def _first_lpips(weights_dir: Path | None, device: str, *, download: bool) -> Metric:
+    """Return the first LPIPS to be had, else lpips-embedded and say so once; damaged weights are an error."""
     misses = []
     for name, net in _LPIPS.items():
         try:
-            return [_load(name, weights_dir, device, download=download and net == "squeeze")]
+            return _load(name, weights_dir, device, download=download and net == "squeeze")
         except MissingWeightsError as error:
             misses.append(str(error))
-    _warn_once(f"LPIPS is not measured: {misses[0]}")
-    return []
+    _warn_once(
+        "perceptual quality is measured by lpips-embedded, this project's own estimate of LPIPS (SqueezeNet), not by "
+        f"LPIPS itself: {misses[0]}"
+    )
+    return EmbeddedLpips(device=device)
 
 
 def _fits(metric: Metric, frame_size: tuple[int, int] | None) -> bool:

@@ -28,6 +28,9 @@ SEVERE_DISTORTION = {
     "lpips_vgg": SevereDistortion(0.32, False, _PROMPTUS),
     "lpips_alex": SevereDistortion(0.32, False, f"carried over from lpips_vgg: {_PROMPTUS}"),
     "lpips_squeeze": SevereDistortion(0.32, False, f"carried over from lpips_vgg: {_PROMPTUS}"),
+    "lpips_embedded": SevereDistortion(
+        0.32, False, f"that of lpips_squeeze, whose scores it estimates; carried over from lpips_vgg: {_PROMPTUS}"
+    ),
     "ssimulacra2": SevereDistortion(
         10.0, True, "SSIMULACRA 2's README: 10 is very low quality, 'bad' in a BT.500 test, very annoying artefacts"
     ),
