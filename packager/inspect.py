@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from player.bitstream import SCHEME_URI, Segment, StreamInfo, read_init, read_segment
+from player.bitstream import SCHEME_URI, Segment, read_init, read_segment
 from player.errors import BitstreamError, ManifestError
 from player.manifest import Manifest, read_mpd
 from player.mp4 import list_boxes, read_fragment
@@ -97,13 +97,14 @@ def _describe_init(data: bytes) -> str:
     if SCHEME_URI.encode() not in data:
         return "\n".join([f"init segment, {len(data)} bytes, not of prompts", *_box_lines(data)])
     info = read_init(data)
+    below = f", components up to {info.base_rank} being in other representations" if info.base_rank else ""
     grid = f", a grid of {info.grid_height} x {info.grid_width}" if info.grid_height else ""
     lines = [
         f"init segment, {len(data)} bytes",
         f"scheme       {SCHEME_URI}",
         f"generator    {info.generator_id}",
         f"prompt       {info.tokens} tokens{grid}, width {info.width}",
-        f"rank         {info.rank} of a fit of rank {info.norm_rank}",
+        f"rank         {info.rank} of a fit of rank {info.norm_rank}{below}",
         f"frames       {info.frame_width} x {info.frame_height}, shown {info.display_width} x {info.display_height}",
         f"frame rate   {_rate(info.fps)}",
     ]
@@ -115,27 +116,38 @@ def _describe_segment(data: bytes, init: bytes | None) -> str:
         what = "without an init.mp4 beside it" if init is None else "not of prompts"
         return "\n".join([f"media segment, {len(data)} bytes, {what}", *_box_lines(data)])
     info = read_init(init)
-    segment = read_segment(info, data)
     fragment = read_fragment(data)
-    sizes = [end - start for start, end in fragment.sample_ranges]
+    boxes_bytes = len(data) - sum(end - start for start, end in fragment.sample_ranges)
     start_s = fragment.base_time / info.fps.numerator
+    head = f"media segment {fragment.sequence}, {len(data)} bytes, of which {boxes_bytes} in boxes"
+    if info.base_rank:
+        layer = f"components {info.base_rank + 1} to {info.rank}, on top of other representations"
+        return f"{head}\nlayer        {layer}"
+    segment = read_segment(info, data)
+    keys = len(segment.keys)
+    codes = sum(factor.size for key in segment.keys for factor in (key.u, key.v))
     lines = [
-        f"media segment {fragment.sequence}, {len(data)} bytes, of which {len(data) - sum(sizes)} in boxes",
+        head,
         f"time         {start_s:.3f} s to {start_s + float(segment.frames / info.fps):.3f} s, {segment.frames} frames",
         f"bitrate      {len(data) * 8 * float(info.fps) / segment.frames / 1000:.1f} kbit/s",
-        f"key prompts  {len(segment.keys)} of rank {segment.rank}",
+        f"key prompts  {keys} of rank {segment.rank}",
+        f"each         {len(data) / keys:.1f} bytes, {len(data) * 8 / codes:.2f} bit/code",
         "",
-        *_table(_key_rows(info, segment, sizes)),
+        *_table(_key_rows(segment)),
     ]
     return "\n".join(lines)
 
 
-def _key_rows(info: StreamInfo, segment: Segment, sizes: list[int]) -> list[list[str]]:
-    rows = [["frame", "bytes", "bit/code", "u nonzero", "u std", "v nonzero", "v std"]]
-    for key, size in zip(segment.keys, sizes, strict=True):
-        rate = size * 8 / (key.u.size + key.v.size)
-        shares = [[f"{np.count_nonzero(f) / f.size:.1%}", f"{f.std():.2f}"] for f in (key.u, key.v)]
-        rows.append([str(key.frame_offset), str(size), f"{rate:.2f}", *shares[0], *shares[1]])
+def _key_rows(segment: Segment) -> list[list[str]]:
+    rows = [["frame", "u nonzero", "u std", "u repeated", "v nonzero", "v std", "v repeated"]]
+    before = None
+    for key in segment.keys:
+        row = [str(key.frame_offset)]
+        for codes, last in ((key.u, before and before.u), (key.v, before and before.v)):
+            repeated = "-" if last is None else f"{np.mean(codes == last):.1%}"
+            row += [f"{np.count_nonzero(codes) / codes.size:.1%}", f"{codes.std():.2f}", repeated]
+        rows.append(row)
+        before = key
     return rows
 
 

@@ -1,8 +1,8 @@
 """Byte layout of prompt streams: init and media segments to dataclasses and back. No I/O and no torch.
 
-An init segment carries StreamInfo; a media segment carries one Segment, one sample per key prompt. Layout tables are in
-docs/format.md. Every byte of both is covered by a CRC-32, the media segment's seeded with the stream's description, so
-that a segment cannot be read with another stream's init.
+An init segment carries StreamInfo; a media segment is one sample with all components of a Segment, or a layer of them
+that continues another representation's. Tables are in docs/format.md. Every byte of both is covered by a CRC-32, the
+media segment's seeded with the stream's description and the layer below, so that neither is read with another's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -18,16 +18,20 @@ import numpy as np
 
 from player.entropy import CodesDecoder, CodesEncoder, Layout
 from player.errors import BitstreamError
-from player.mp4 import find_init_data, read_fragment, write_fragment_head, write_metadata_init
+from player.mp4 import (
+    find_init_data,
+    read_fragment,
+    split_segments,
+    write_fragment_head,
+    write_metadata_init,
+)
+from player.sample import FORMAT_VERSION, V_SHARED, BaseHeader, HeaderReader, write_header
 
 SCHEME_URI = "tag:promptdash,2026:prompt:1"
-FORMAT_VERSION = 1
 MAX_RANK = 4096
-MAX_KEY_CODES = 1 << 24  # codes of one key prompt, r (L + D)
-MAX_SEGMENT_CODES = 1 << 27  # codes of one segment: 256 MB of int16, what a hostile segment can make a reader allocate
-_INFO = struct.Struct(">BxHHIIHHHHIIHHB")  # docs/format.md, "StreamInfo"
+MAX_SEGMENT_CODES = 1 << 22  # codes of one segment; bounds the memory and the time that hostile bytes can cost a reader
+_INFO = struct.Struct(">BxHHHIIHHHHIIHHB")  # docs/format.md, "StreamInfo"
 _CRC = struct.Struct(">I")
-_SEGMENT_HEADER = struct.Struct(">BxH")  # version, reserved, rank; opens the first sample behind its CRC
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class StreamInfo:
     generator_id: str  # the generator that the prompts were fitted to
     tokens: int  # L, rows of the embedding
     width: int  # D, columns of the embedding
-    rank: int  # r of this representation
+    rank: int  # r of this representation, together with those that it depends on
     norm_rank: int  # rank of the whole nested fit, the same in every prefix of it
     frame_width: int  # pixels of a generated frame
     frame_height: int
@@ -50,19 +54,15 @@ class StreamInfo:
     fps: Fraction  # frames per second; the timescale is its numerator, a frame lasts its denominator
     grid_height: int = 0  # the tokens' layout in rows, grid_height * grid_width == tokens; 0, 0: no layout
     grid_width: int = 0
+    base_rank: int = 0  # components that another representation carries; 0: this one stands alone
 
     def __post_init__(self) -> None:
         _check_info(self)
 
-    @property
-    def layout(self) -> Layout:
-        """The shapes that the entropy coder needs."""
-        return Layout(self.tokens, self.width, self.rank, self.grid_height, self.grid_width)
-
 
 @dataclass(frozen=True, eq=False)
 class KeyPrompt:
-    """A quantized prompt at one frame of a segment; value = scale of the component * code."""
+    """A quantized prompt at one frame of a segment; value = scale * code."""
 
     frame_offset: int  # frame of the segment, 0-based
     u: np.ndarray  # [L, r] int16
@@ -79,12 +79,16 @@ class KeyPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The key prompts of one segment; the first stands at frame 0, the last at frame T - 1."""
+    """The key prompts of one segment; the first stands at frame 0, the last at frame T - 1.
+
+    The last may stand at T instead: it is the next segment's first, and here only interpolated towards.
+    """
 
     frames: int  # T
-    u_scale: np.ndarray  # [r] float32, finite
-    v_scale: np.ndarray  # [r] float32, finite
+    u_scale: np.ndarray  # float32, finite: [r], or [K, r] if key prompts differ
+    v_scale: np.ndarray  # likewise
     keys: tuple[KeyPrompt, ...]
+    motion: np.ndarray | None = None  # [K - 1, 2, rows, columns] int16 codes of the motion between key prompts
 
     def __post_init__(self) -> None:
         _check_segment(self)
@@ -92,7 +96,17 @@ class Segment:
     @property
     def rank(self) -> int:
         """r, the number of components of every key prompt."""
-        return len(self.u_scale)
+        return self.u_scale.shape[-1]
+
+    @property
+    def u_scales(self) -> np.ndarray:
+        """The scale of every code of U [K, L, r]: float32 [K, 1, r]."""
+        return np.broadcast_to(self.u_scale, (len(self.keys), self.rank))[:, None, :]
+
+    @property
+    def v_scales(self) -> np.ndarray:
+        """The scale of every code of V [K, r, D]: float32 [K, r, 1]."""
+        return np.broadcast_to(self.v_scale, (len(self.keys), self.rank))[:, :, None]
 
     def truncate(self, rank: int) -> Segment:
         """Return the segment of the first `rank` components, the lower rank of a nested fit."""
@@ -102,7 +116,7 @@ class Segment:
             KeyPrompt(k.frame_offset, np.ascontiguousarray(k.u[:, :rank]), np.ascontiguousarray(k.v[:rank]))
             for k in self.keys
         )
-        return Segment(self.frames, self.u_scale[:rank].copy(), self.v_scale[:rank].copy(), keys)
+        return Segment(self.frames, self.u_scale[..., :rank].copy(), self.v_scale[..., :rank].copy(), keys, self.motion)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segment):
@@ -110,8 +124,10 @@ class Segment:
         return (
             self.frames == other.frames
             and self.keys == other.keys
-            and np.array_equal(self.u_scale, other.u_scale)
-            and np.array_equal(self.v_scale, other.v_scale)
+            and np.array_equal(self.u_scales, other.u_scales)
+            and np.array_equal(self.v_scales, other.v_scales)
+            and (self.motion is None) == (other.motion is None)
+            and (self.motion is None or other.motion is None or np.array_equal(self.motion, other.motion))
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -143,107 +159,141 @@ def read_init(data: bytes) -> StreamInfo:
     return info
 
 
+def read_inits(data: bytes) -> list[StreamInfo]:
+    """Parse the init segments of representations that build on each other, one after the other, lowest first."""
+    infos = [read_init(part) for part in split_segments(data, b"ftyp")]
+    _check_chain(infos)
+    return infos
+
+
 def write_segment(info: StreamInfo, segment: Segment, *, sequence: int, start_frame: int) -> bytes:
-    """Return the media segment of `segment`.
+    """Return the media segment of `segment` in a representation that stands alone; arguments as in `write_layers`."""
+    return write_layers([info], segment, sequence=sequence, start_frame=start_frame)[0]
+
+
+def write_layers(infos: Sequence[StreamInfo], segment: Segment, *, sequence: int, start_frame: int) -> list[bytes]:
+    """Return the media segments of representations that build on each other, each with its own components only.
 
     Args:
-        info: the stream's description; its shapes must be the segment's.
-        segment: what to write.
+        infos: descriptions, from the one that stands alone to the one of the segment's rank.
+        segment: what to write; its shapes must be those of the last description.
         sequence: number of the segment in its stream, 0 to 2**32 - 1.
         start_frame: the segment's first frame on the stream's time line.
     """
-    _check_shapes(info, segment)
-    base_time = start_frame * info.fps.denominator
-    if not 0 <= sequence < 1 << 32 or not 0 <= base_time < 1 << 64:
-        raise BitstreamError(f"sequence {sequence}, start frame {start_frame}: out of range")
-    offsets = [key.frame_offset for key in segment.keys]
-    durations = [n * info.fps.denominator for n in np.diff([*offsets, segment.frames]).tolist()]
-    if max(durations) >= 1 << 32:
-        raise BitstreamError(f"a key prompt of {max(durations)} time units, expected fewer than 2**32")
-    encoder = CodesEncoder(info.layout)
-    samples = [encoder.encode(key.u, key.v) for key in segment.keys]
-    samples[0] = _segment_header(segment) + samples[0]
-    sizes = [_CRC.size + len(sample) for sample in samples]
-    parts = [write_fragment_head(sequence, base_time, durations, sizes)]
-    crc = zlib.crc32(parts[0], _info_crc(info))
-    for sample in samples:
-        crc = zlib.crc32(sample, crc)
-        parts += [_CRC.pack(crc), sample]
-    return b"".join(parts)
+    _check_chain(infos)
+    _check_shapes(infos[-1], segment)
+    units = infos[-1].fps.denominator
+    base_time, duration = start_frame * units, segment.frames * units
+    if not 0 <= sequence < 1 << 32 or not 0 <= base_time < 1 << 64 or duration >= 1 << 32:
+        raise BitstreamError(f"sequence {sequence}, start frame {start_frame}, {segment.frames} frames: out of range")
+    u, v = (np.stack([getattr(key, name) for key in segment.keys]) for name in "uv")
+    shared = bool((v == v[0]).all())
+    grid = (0, 0) if segment.motion is None else segment.motion.shape[2:]
+    base = BaseHeader(tuple(key.frame_offset for key in segment.keys), grid)
+    encoder = CodesEncoder(_layout(infos[-1], base, shared))
+    parts, crc = [], 0
+    for info in infos:
+        own = slice(info.base_rank, info.rank)
+        scales = segment.u_scales[:, 0, own], segment.v_scales[:, own, 0]
+        sample = write_header(*scales, v_shared=shared, base=None if info.base_rank else base)
+        motion = None if info.base_rank else segment.motion
+        sample += encoder.encode(u[:, :, own], v[: 1 if shared else None, own], motion)
+        head = write_fragment_head(sequence, base_time, [duration], [_CRC.size + len(sample)])
+        crc = zlib.crc32(head + sample, zlib.crc32(_pack_info(info), crc))
+        parts.append(head + _CRC.pack(crc) + sample)
+    return parts
 
 
 def read_segment(info: StreamInfo, data: bytes) -> Segment:
-    """Parse a media segment of the stream `info`; raise BitstreamError if it is cut, corrupt, or of another stream."""
+    """Parse a media segment of a stream that stands alone; errors as in `read_layers`."""
+    return read_layers([info], data)
+
+
+def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
+    """Compose a segment from the media segments of representations that build on each other.
+
+    Args:
+        infos: descriptions, from the one that stands alone upwards.
+        data: the media segments of the first of them, or of all, one after the other.
+
+    Raises:
+        BitstreamError: one is cut, corrupt, or of another stream or segment than the one below it.
+    """
+    layers = split_segments(data, b"moof")
+    if len(layers) > len(infos):
+        raise BitstreamError(f"segment of {len(layers)} layers, but {len(infos)} init segments")
+    infos = infos[: len(layers)]
+    _check_chain(infos)
+    crc = 0
+    opened = []
+    for info, layer in zip(infos, layers, strict=True):
+        frames, sample, crc = _open_sample(info, layer, crc)
+        opened.append(HeaderReader(sample))
+    base = opened[0].base()
+    keys = len(base.offsets)
+    layout = _layout(infos[-1], base, bool(opened[0].flags & V_SHARED))
+    decoder = CodesDecoder(layout)
+    scales, codes = [], []
+    for info, reader in zip(infos, opened, strict=True):
+        rank = info.rank - info.base_rank
+        scales.append(reader.scales(keys, rank))
+        codes.append(decoder.decode(reader.rest(), rank))
+    u = np.concatenate([part.u for part in codes], axis=2)
+    v = np.concatenate([part.v for part in codes], axis=1)
+    prompts = tuple(KeyPrompt(at, u[k], v[k % len(v)]) for k, at in enumerate(base.offsets))
+    u_scale, v_scale = (_join(layers) for layers in zip(*scales, strict=True))
+    return Segment(frames, u_scale, v_scale, prompts, codes[0].motion)
+
+
+def _open_sample(info: StreamInfo, data: bytes, crc_below: int) -> tuple[int, bytes, int]:
+    """Return the frames, the sample behind its CRC, and the CRC of a media segment, which must be right.
+
+    The CRC covers the CRC of the layer below, the stream's description and every byte but its own four.
+    """
     fragment = read_fragment(data)
-    frames = _frame_counts(fragment.durations, info.fps.denominator)
-    samples = _check_samples(info, data, fragment.sample_ranges)
-    codes_each = info.rank * (info.tokens + info.width)
-    if codes_each * len(samples) > MAX_SEGMENT_CODES:
-        raise BitstreamError(f"{len(samples)} key prompts of {codes_each} codes exceed {MAX_SEGMENT_CODES} a segment")
-    header_bytes = _SEGMENT_HEADER.size + 8 * info.rank
-    if len(samples[0]) < header_bytes:
-        raise BitstreamError(f"first sample of {len(samples[0])} bytes is shorter than its {header_bytes}-byte header")
-    version, rank = _SEGMENT_HEADER.unpack_from(samples[0])
-    if version != FORMAT_VERSION:
-        raise BitstreamError(f"segment: version {version}, but this build reads version {FORMAT_VERSION}")
-    if rank != info.rank:
-        raise BitstreamError(f"segment: rank {rank}, but the init segment says {info.rank}")
-    scales = np.frombuffer(samples[0], ">f4", 2 * rank, _SEGMENT_HEADER.size).astype(np.float32)
-    samples[0] = samples[0][header_bytes:]
-    keys: list[KeyPrompt] = []
-    decoder = CodesDecoder(info.layout)
-    offset = 0
-    for count, sample in zip(frames, samples, strict=True):
-        keys.append(KeyPrompt(offset, *decoder.decode(sample)))
-        offset += count
-    return Segment(offset, scales[:rank], scales[rank:], tuple(keys))
+    frames, rest = divmod(fragment.durations[0], info.fps.denominator)
+    if len(fragment.durations) != 1 or rest or not frames:
+        raise BitstreamError(f"samples of {fragment.durations[:8]} units, expected one of whole frames")
+    ((start, end),) = fragment.sample_ranges
+    if end - start < _CRC.size:
+        raise BitstreamError(f"sample of {end - start} bytes is shorter than its CRC")
+    (stored,) = _CRC.unpack_from(data, start)
+    sample = data[start + _CRC.size : end]
+    crc = zlib.crc32(sample, zlib.crc32(data[:start], zlib.crc32(_pack_info(info), crc_below)))
+    if stored != crc:
+        raise BitstreamError(f"segment: CRC {crc:#010x}, expected {stored:#010x} (corrupt, or of another stream)")
+    return frames, sample, crc
 
 
-def _segment_header(segment: Segment) -> bytes:
-    scales = np.concatenate([segment.u_scale, segment.v_scale]).astype(">f4")
-    return _SEGMENT_HEADER.pack(FORMAT_VERSION, segment.rank) + scales.tobytes()
+def _join(layers: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the scales of all components: [r], or [K, r] if those of any layer differ between key prompts."""
+    keys = max((len(scales) for scales in layers if scales.ndim == 2), default=0)
+    rows = [np.broadcast_to(scales, (keys, scales.shape[-1])) if keys else scales for scales in layers]
+    return np.concatenate(rows, axis=-1)
 
 
-def _check_samples(info: StreamInfo, data: bytes, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Return the samples without their CRCs; each CRC covers the stream's description and all bytes so far but CRCs."""
-    crc = zlib.crc32(data[: ranges[0][0]], _info_crc(info))
-    samples = []
-    for index, (start, end) in enumerate(ranges):
-        if end - start < _CRC.size:
-            raise BitstreamError(f"sample {index} of {end - start} bytes is shorter than its CRC")
-        (stored,) = _CRC.unpack_from(data, start)
-        sample = data[start + _CRC.size : end]
-        crc = zlib.crc32(sample, crc)
-        if crc != stored:
-            raise BitstreamError(f"sample {index}: CRC {crc:#010x}, expected {stored:#010x} (corrupt, or another init)")
-        samples.append(sample)
-    return samples
-
-
-def _frame_counts(durations: Sequence[int], units: int) -> list[int]:
-    """Return sample durations in frames; the last must be one frame."""
-    counts = []
-    for index, duration in enumerate(durations):
-        count, rest = divmod(duration, units)
-        if rest or not count:
-            raise BitstreamError(f"sample {index}: duration {duration} is no multiple of the frame's {units} units")
-        counts.append(count)
-    if counts[-1] != 1:
-        raise BitstreamError(f"last sample lasts {counts[-1]} frames, expected 1")
-    return counts
+def _layout(info: StreamInfo, base: BaseHeader, v_shared: bool) -> Layout:
+    """Return the shapes that the entropy coder needs; refuse more codes than a segment may have."""
+    keys = len(base.offsets)
+    motion_codes = 2 * (keys - 1) * base.motion_grid[0] * base.motion_grid[1]
+    codes = info.rank * keys * (info.tokens + info.width) + motion_codes
+    if codes > MAX_SEGMENT_CODES:
+        raise BitstreamError(f"{keys} key prompts of rank {info.rank}: {codes} codes, at most {MAX_SEGMENT_CODES}")
+    grid = (info.grid_height, info.grid_width) if info.grid_height else (1, info.tokens)
+    return Layout(keys, 1 if v_shared else keys, grid, info.width, base.motion_grid)
 
 
 def _pack_info(info: StreamInfo) -> bytes:
     name = info.generator_id.encode()
-    fields = (info.rank, info.norm_rank, info.tokens, info.width, info.frame_width, info.frame_height)
+    fields = (info.rank, info.base_rank, info.norm_rank, info.tokens, info.width, info.frame_width, info.frame_height)
     more = (info.display_width, info.display_height, info.fps.numerator, info.fps.denominator)
     return _INFO.pack(FORMAT_VERSION, *fields, *more, info.grid_height, info.grid_width, len(name)) + name
 
 
 def _unpack_info(data: bytes) -> StreamInfo:
     fields = _INFO.unpack_from(data)
-    _, rank, norm_rank, tokens, width, frame_width, frame_height, display_width, display_height = fields[:9]
-    numerator, denominator, grid_height, grid_width, length = fields[9:]
+    _, rank, base_rank, norm_rank, tokens, width, frame_width, frame_height, display_width, display_height = fields[:10]
+    numerator, denominator, grid_height, grid_width, length = fields[10:]
     if len(data) != _INFO.size + length:
         raise BitstreamError(f"stream description of {len(data)} bytes, expected {_INFO.size + length}")
     try:
@@ -265,11 +315,8 @@ def _unpack_info(data: bytes) -> StreamInfo:
         fps=Fraction(numerator, denominator),
         grid_height=grid_height,
         grid_width=grid_width,
+        base_rank=base_rank,
     )
-
-
-def _info_crc(info: StreamInfo) -> int:
-    return zlib.crc32(_pack_info(info))
 
 
 def _check_info(info: StreamInfo) -> None:
@@ -279,8 +326,10 @@ def _check_info(info: StreamInfo) -> None:
         value = getattr(info, name)
         if not isinstance(value, int) or not 1 <= value <= limit:
             raise BitstreamError(f"stream description: {name} {value!r}, expected a whole number from 1 to {limit}")
-    if info.rank * (info.tokens + info.width) > MAX_KEY_CODES:
+    if info.rank * (info.tokens + info.width) > MAX_SEGMENT_CODES:
         raise BitstreamError(f"stream description: {info.rank} x ({info.tokens} + {info.width}) codes a key prompt")
+    if not isinstance(info.base_rank, int) or not 0 <= info.base_rank < info.rank:
+        raise BitstreamError(f"stream description: base rank {info.base_rank!r}, expected 0 to {info.rank - 1}")
     if info.display_width > info.frame_width or info.display_height > info.frame_height:
         raise BitstreamError(
             f"stream description: {info.display_width}x{info.display_height} shown of a frame of "
@@ -299,16 +348,20 @@ def _check_info(info: StreamInfo) -> None:
 
 
 def _check_segment(segment: Segment) -> None:
-    rank = len(segment.u_scale)
-    for name, scale in (("u_scale", segment.u_scale), ("v_scale", segment.v_scale)):
-        if scale.shape != (rank,) or scale.dtype != np.float32 or not np.isfinite(scale).all():
-            raise BitstreamError(f"{name}: {scale.dtype} {list(scale.shape)}, expected finite float32 [{rank}]")
     if not segment.keys:
         raise BitstreamError("a segment without key prompts")
+    K, rank = len(segment.keys), segment.u_scale.shape[-1] if segment.u_scale.ndim else 0
+    for name, scale in (("u_scale", segment.u_scale), ("v_scale", segment.v_scale)):
+        if scale.shape not in ((rank,), (K, rank)) or scale.dtype != np.float32 or not np.isfinite(scale).all():
+            raise BitstreamError(
+                f"{name}: {scale.dtype} {list(scale.shape)}, expected finite float32 [{rank}] or [{K}, {rank}]"
+            )
     offsets = [key.frame_offset for key in segment.keys]
     rising = all(a < b for a, b in pairwise(offsets))
-    if offsets[0] != 0 or offsets[-1] != segment.frames - 1 or not rising:
-        raise BitstreamError(f"key prompts at frames {offsets[:8]}, expected to rise from 0 to {segment.frames - 1}")
+    if offsets[0] != 0 or segment.frames - offsets[-1] not in (0, 1) or not rising or segment.frames < 1:
+        raise BitstreamError(
+            f"key prompts at frames {offsets[:8]}, expected to rise from 0 to {segment.frames - 1} or {segment.frames}"
+        )
     L, D = len(segment.keys[0].u), segment.keys[0].v.shape[-1]
     for key in segment.keys:
         if key.u.shape != (L, rank) or key.v.shape != (rank, D) or {key.u.dtype, key.v.dtype} != {np.dtype(np.int16)}:
@@ -316,6 +369,22 @@ def _check_segment(segment: Segment) -> None:
                 f"key prompt at frame {key.frame_offset}: u {key.u.dtype} {list(key.u.shape)}, v {key.v.dtype} "
                 f"{list(key.v.shape)}, expected int16 [{L}, {rank}] and [{rank}, {D}]"
             )
+    motion = segment.motion
+    if motion is not None and (
+        motion.dtype != np.int16 or motion.ndim != 4 or motion.shape[:2] != (K - 1, 2) or not motion.size
+    ):
+        raise BitstreamError(f"motion {motion.dtype} {list(motion.shape)}, expected int16 [{K - 1}, 2, rows, columns]")
+
+
+def _check_chain(infos: Sequence[StreamInfo]) -> None:
+    """Refuse descriptions that do not build on each other: all alike but for the rank, each going on from the last."""
+    rank = 0
+    for info in infos:
+        if info.base_rank != rank:
+            raise BitstreamError(f"a layer of components {info.base_rank} to {info.rank} on top of rank {rank}")
+        if replace(info, rank=1, base_rank=0) != replace(infos[0], rank=1, base_rank=0):
+            raise BitstreamError(f"layers of different streams: {info} on top of {infos[0]}")
+        rank = info.rank
 
 
 def _check_shapes(info: StreamInfo, segment: Segment) -> None:

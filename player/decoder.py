@@ -11,7 +11,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import Tensor
 
-from player.bitstream import Segment, StreamInfo, read_init, read_segment
+from player.bitstream import Segment, StreamInfo, read_inits, read_layers
 from player.errors import DecodeError, GeneratorMismatchError
 from player.generator import Generator, load_generator
 from player.latents import Autoencoder, LatentStreamDecoder, load_autoencoder
@@ -36,13 +36,13 @@ class Decoder(Protocol):
 def segment_embeddings(segment: Segment, norm_rank: int, generator: Generator) -> Tensor:
     """Return the embeddings [T, L, D] of all frames of a segment on the generator's device."""
     device = generator.device
-    u_scale, v_scale = (torch.from_numpy(scale).to(device) for scale in (segment.u_scale, segment.v_scale))
+    u_scale, v_scale = (torch.from_numpy(scale.copy()).to(device) for scale in (segment.u_scales, segment.v_scales))
     u = torch.from_numpy(np.stack([key.u for key in segment.keys])).to(device)
     v = torch.from_numpy(np.stack([key.v for key in segment.keys])).to(device)
     offsets = np.array([key.frame_offset for key in segment.keys])
     weights = interpolation_matrix(offsets, segment.frames).to(device)
     u_frames = interpolate(dequantize(u, u_scale), weights)  # [T, L, r]
-    v_frames = interpolate(dequantize(v, v_scale[:, None]), weights)  # [T, r, D]
+    v_frames = interpolate(dequantize(v, v_scale), weights)  # [T, r, D]
     return generator.space.compose(u_frames, v_frames, norm_rank)
 
 
@@ -68,10 +68,15 @@ class PromptDecoder:
     """Decodes prompt segments with a generator."""
 
     def __init__(self, init: bytes, generator: Generator) -> None:
-        """Read the init segment; raise GeneratorMismatchError if its prompts were fitted to another generator."""
-        self.info: StreamInfo = read_init(init)
+        """Read the init segment; raise GeneratorMismatchError if its prompts were fitted to another generator.
+
+        For a layered representation `init` is the init segments of those that it depends on, lowest first, and its own;
+        `decode` then takes the media segments of the lower layers, or of all, in the same order.
+        """
+        self._layers = read_inits(init)
+        self.info: StreamInfo = self._layers[-1]
         self.generator = generator
-        if self.info.generator_id != generator.id:
+        if generator.id != self.info.generator_id and not generator.id.startswith(f"{self.info.generator_id}-"):
             raise GeneratorMismatchError(
                 f"segments were fitted to generator {self.info.generator_id}, but {generator.id} is loaded"
             )
@@ -86,7 +91,7 @@ class PromptDecoder:
     def decode(self, segment: bytes) -> np.ndarray:
         """Return the frames uint8 [T, H, W, 3] of a segment, cropped to the display size."""
         info = self.info
-        frames = render_segment(read_segment(info, segment), info.norm_rank, self.generator)
+        frames = render_segment(read_layers(self._layers, segment), info.norm_rank, self.generator)
         top, left = (info.frame_height - info.display_height) // 2, (info.frame_width - info.display_width) // 2
         return frames[:, top : top + info.display_height, left : left + info.display_width]
 

@@ -1,336 +1,364 @@
-"""Entropy coder of key prompts: codes to bytes and back, in whole numbers only, so that every machine decodes alike.
+"""Entropy coder of the prompts of one segment: codes to bytes and back, in whole numbers only, alike on every machine.
 
-Component c of a key prompt is two planes of codes: column c of U laid out on the token grid (one row if the tokens have
-no layout) and row c of V (one row). Planes are coded in the order U0 V0 U1 V1 ..., so a lower rank needs a prefix only.
-Each plane is all zero, a copy of the previous key prompt's, or coded code by code in raster order:
+The codes of all key prompts are coded together, component after component, so a lower rank is coded alone and a layer
+of further components continues it. A factor (U as maps on the token grid, V as rows) is a stack of planes [C, K, h, w],
+visited as a wavefront: a plane's code comes a few places after those that it is predicted from. Each code is coded
+under a mixture of four distributions (player.entropy_tables), whose means, scales and weights follow what was decoded:
 
-    prediction  a W + b N - (a b) NW  +  c (P - prediction of P by its own neighbours)
-    residual    code minus the prediction, under a Laplacian whose mean is what rounding to whole codes left over
-    scale       floor + slope * context, the context a weighted sum of the residuals' magnitudes nearby: W, N, NW, NE in
-                the plane, and the places around it in the plane of component c - 1 and in the previous key prompt
+    mean     a Gaussian and a Laplacian around the least-squares prediction from neighbours in the plane and in the
+             previous key prompts; Laplacians around the previous key prompt's code and around zero
+    scale    of each by the residuals' magnitudes nearby: the average deviation wherever they were alike before
+    weight   of each by how many codes nearby differ from the previous key prompt's, as often as it was right there
 
-with W, N, NW, NE the neighbours already decoded and P the previous key prompt's code at the same place; a, b, c, floor
-and slope are the plane's parameters, coded as differences to the parameters used before. A separable autoregression
-needs two numbers for three neighbours. Range coding by constriction; see player.entropy_tables for its exactness.
+Encoder and decoder run the same model and send nothing but codes. Range coding by constriction.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
 import constriction
 import numpy as np
 
-from player.entropy_tables import (
-    BITS_UNIT,
-    ESCAPE,
-    LIMIT,
-    PHASES,
-    SCALES,
-    code_lengths,
-    model,
-    scale_lookup,
-)
+from player.entropy_tables import GAUSSIAN, LAPLACIAN, PHASES, REACH, TOTAL_BITS, distributions, scale_bounds
 from player.errors import BitstreamError
 
-_ZERO, _COPY, _CODED = range(3)  # modes of a plane, coded as the difference to the mode before
-_WEIGHT = 8  # a, b, c are eighths, 0 to 1
-_SLOPES = (0, 1, 2, 3, 4, 6, 8, 12)  # growth of the scale per unit of context, in 1/256 code
-_CONTEXTS = 2048  # contexts are clipped to this
-_MAGNITUDE = 255  # magnitudes that enter a context are clipped to this
-_PARAMETER_TABLE = (14, 2)  # scale and phase of the table that codes parameter differences: mean magnitude 0.7
-_MODE_TABLE = (10, 2)
-_RAW_BITS = 10  # an escaped residual is two raw symbols of this many bits; residuals stay under 2**18
-_RAW_OFFSET = 1 << (2 * _RAW_BITS - 1)
-_CODE_RANGE = (-(1 << 15), (1 << 15) - 1)
+# Inputs of the prediction, as (components back, key prompts back, rows, columns): four neighbours, five places of the
+# key prompt before, one of that before it.
+_INPUTS = (
+    (0, 0, 0, -1), (0, 0, -1, 0), (0, 0, -1, -1), (0, 0, -1, 1),
+    (0, 1, 0, 0), (0, 1, 0, -1), (0, 1, -1, 0), (0, 1, 0, 1), (0, 1, 1, 0), (0, 2, 0, 0),
+)  # fmt: skip
+_PREVIOUS = 4  # the input that is the previous key prompt's code at the same place
+# Where nearby residuals are looked at, likewise, and their weights.
+_NEARBY = {
+    (0, 0, 0, -1): 4, (0, 0, -1, 0): 4, (0, 0, -1, -1): 2, (0, 0, -1, 1): 2,
+    (1, 0, 0, 0): 2, (1, 0, 0, -1): 1, (1, 0, -1, 0): 1, (1, 0, 0, 1): 1,
+    (0, 1, 0, 0): 3, (0, 1, 0, -1): 1, (0, 1, -1, 0): 1, (0, 1, 0, 1): 1, (0, 1, 1, 0): 1,
+}  # fmt: skip
+# Places whose difference from the previous key prompt chooses the weights of the mixture, weighted.
+_CHANGES = {
+    (0, 0, 0, -1): 2, (0, 0, -1, 0): 2, (0, 0, -1, -1): 1, (0, 0, -1, 1): 1, (1, 0, 0, 0): 2, (0, 1, 0, 0): 2,
+}  # fmt: skip
+_CHANGE_CONTEXTS = sum(_CHANGES.values()) + 1
+_OWN_WEIGHT, _BESIDE_WEIGHT, _PAST_WEIGHT = 12, 5, 7  # sums of _NEARBY's weights by where they look
+_AVERAGE_WEIGHT = 8  # of the plane's running average among them
+_AVERAGE_SHIFT = 4  # the running average moves by 1/16 of the difference
+_LAG = 2  # a plane of the next component follows this many places behind
+_WEIGHT_BITS = 12  # fixed point of the prediction's weights
+_RIDGE = 30  # how much the weights that the fit starts from count, in squared codes
+_CLIP = 1023  # codes and magnitudes that the model learns from are clipped to this
+_BANDS = 32  # classes of nearby magnitudes, half an octave each from 1/16 code
+_TRUST = 4  # what a band's scale starts from counts as so many codes
+_SHARE_BITS = 16  # fixed point of the mixture's weights
+_SHARE_RATE = 50  # a weight moves by 1/n to the newest code, n growing to this
+_LEAST_SHARE = 1 << 8
+_RESPONSIBILITY_BITS = 12
+_MEMORY = 1024  # codes; beyond them a scale forgets half
+# Weights of the prediction that the fit starts from, in eighths: without and with a previous key prompt.
+_U_START = ((3, 3, -1, 0, 0, 0, 0, 0, 0, 0), (1, 1, 0, 0, 6, -1, -1, 0, 0, 0))
+_V_START = ((0,) * 10, (0, 0, 0, 0, 4, 0, 0, 0, 0, 0))
+_ROWS = np.array([GAUSSIAN, LAPLACIAN, LAPLACIAN, LAPLACIAN])
+_WINDOW = 12  # half-width of the coded window in units of the largest scale
+_WIDEST = 36  # windows do not grow beyond that of this scale, 32 codes
+_RAW_OFFSET = 1 << 15  # a code outside it is written as 16 bits
+_PAD = 2  # cells around a plane that read as zero
 
 
 class Layout(NamedTuple):
-    """Shapes that the coder needs and that the init segment gives."""
+    """Shapes that the coder needs."""
 
-    tokens: int  # L
+    keys: int  # K, key prompts of the segment
+    v_keys: int  # K, or 1 if all key prompts have the same V
+    grid: tuple[int, int]  # rows and columns that the tokens are laid out in; one row without a layout
     width: int  # D
-    rank: int  # r
-    grid_height: int = 0  # rows of the token grid; 0: tokens have no layout
-    grid_width: int = 0
+    motion_grid: tuple[int, int] = (0, 0)  # rows and columns of the motion field; (0, 0): none
 
 
-class Parameters(NamedTuple):
-    """What a coded plane says about itself: weights of the prediction in eighths, and its table choice."""
+class Codes(NamedTuple):
+    """What one layer holds."""
 
-    west: int = 0
-    north: int = 0
-    past: int = 0
-    floor: int = 16  # index of the table of context 0
-    slope: int = 2  # index into _SLOPES
+    u: np.ndarray  # [K, L, r] int16
+    v: np.ndarray  # [K or 1, r, D] int16
+    motion: np.ndarray | None  # [K - 1, 2, rows, columns] int16
 
 
-_PARAMETER_LIMITS = Parameters(_WEIGHT + 1, _WEIGHT + 1, _WEIGHT + 1, SCALES, len(_SLOPES))
+class _Prediction(NamedTuple):
+    """What the model says of the codes of one step, and what it learns from once they are known."""
+
+    base: np.ndarray  # [n] the code in the middle of the window
+    half: int  # codes on either side of it; others are escaped
+    counts: np.ndarray  # [n, 2 half + 2] float64 whole numbers that sum to 2**TOTAL_BITS; the last is the escape
+    means: np.ndarray  # [n, 4] of the distributions, in 1/PHASES code
+    masses: np.ndarray  # [n, 4, 2 half + 2] below each symbol of the window and above it
+    shares: np.ndarray  # [n, 4]
+    inputs: np.ndarray  # [n, 10]
+    band: np.ndarray  # [n] row of the scales
+    cell: np.ndarray  # [n] row of the shares
 
 
-@dataclass
-class _Plane:
-    """One plane as the coder remembers it."""
+class _Step(NamedTuple):
+    """Codes that are coded at once; arrays [n]."""
 
-    mode: int
-    parameters: Parameters
-    codes: np.ndarray  # [h, w] int64
-    magnitudes: np.ndarray  # [h, w] int64, of the residuals, clipped
+    place: np.ndarray  # in the padded planes, flattened
+    component: np.ndarray
+    key: np.ndarray
+    position: np.ndarray  # in the plane, in raster order
+
+
+class _Factor:
+    """Model of the planes of one factor, growing by layers of components."""
+
+    def __init__(self, keys: int, height: int, width: int, start: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+        """Start without components; `start` holds the first weights of the prediction, in eighths, without and with a
+        previous key prompt."""
+        self.keys = keys
+        self.components = 0
+        self._size = (height, width)
+        padded = (1, keys + 2, height + 2 * _PAD, width + 2 * _PAD)  # a component and two key prompts of zeros before
+        self._codes, self._errors, self._changed = (np.zeros(padded, np.int64) for _ in range(3))
+        self._average = np.zeros((0, keys), np.int64)
+        self._inputs_at, self._nearby_at, self._changes_at = map(self._offsets, (_INPUTS, _NEARBY, _CHANGES))
+        inputs = len(_INPUTS)
+        self._start = np.array(start, np.int64) << _WEIGHT_BITS - 3
+        self._normal = np.zeros((0, 2, inputs, inputs), np.int64)
+        self._target = np.zeros((0, 2, inputs), np.int64)
+        self._weights = np.zeros((0, 2, inputs), np.int64)
+        experts = len(_ROWS)
+        trust = _TRUST << _RESPONSIBILITY_BITS
+        self._trusted = np.full((2 * _BANDS, experts), trust, np.int64)
+        first = np.append(_band_edges(), 2 * _band_edges()[-1]) * trust >> _AVERAGE_SHIFT
+        self._deviations = np.tile(first[:, None], (2, experts))
+        self._shares = np.full((2 * _CHANGE_CONTEXTS, experts), (1 << _SHARE_BITS) // experts, np.int64)
+        self._seen = np.full(2 * _CHANGE_CONTEXTS, 4, np.int64)
+
+    def extend(self, count: int) -> Iterator[_Step]:
+        """Add components and return the order in which their codes are coded."""
+        first, self.components = self.components, self.components + count
+
+        def more(array: np.ndarray, fill: Any = 0) -> np.ndarray:
+            return np.concatenate([array, np.broadcast_to(fill, (count, *array.shape[1:])).astype(np.int64)])
+
+        self._codes, self._errors, self._changed = map(more, (self._codes, self._errors, self._changed))
+        self._average = more(self._average, PHASES << _AVERAGE_SHIFT)
+        inputs = len(_INPUTS)
+        self._normal = more(self._normal, _RIDGE * np.eye(inputs, dtype=np.int64))
+        self._target = more(self._target, _RIDGE * self._start >> _WEIGHT_BITS)
+        self._weights = more(self._weights, self._start)
+        return self._steps(first, count)
+
+    def codes(self, first: int) -> np.ndarray:
+        """Return the codes [c, K, h, w] of the components from `first` on."""
+        return self._codes[first + 1 :, 2:, _PAD:-_PAD, _PAD:-_PAD]
+
+    def _steps(self, first: int, count: int) -> Iterator[_Step]:
+        keys, (height, width) = self.keys, self._size
+        lag = width + 2 if height > 1 else 2  # the previous key prompt is known one row and one column ahead
+        c, k, y, x = np.indices((count, keys, height, width)).reshape(4, -1)
+        time = y * width + x + _LAG * c + lag * k
+        order = np.argsort(time, kind="stable")
+        c, k, y, x = c[order] + first, k[order], y[order], x[order]
+        _, _, rows, columns = self._codes.shape
+        place = (((c + 1) * (keys + 2) + k + 2) * rows + y + _PAD) * columns + x + _PAD
+        edges = np.flatnonzero(np.diff(time[order])) + 1
+        for step in zip(*(np.split(array, edges) for array in (place, c, k, y * width + x)), strict=True):
+            yield _Step(*step)
+
+    def _offsets(self, places: Iterable[tuple[int, ...]]) -> np.ndarray:
+        """Return the distances in the flattened planes of places (components back, key prompts back, rows, columns)."""
+        _, keys, rows, columns = self._codes.shape
+        return np.array([((-c * keys - k) * rows + y) * columns + x for c, k, y, x in places])
+
+    def predict(self, step: _Step) -> _Prediction:
+        """Return the distribution of each code of a step."""
+        place, late = step.place, np.minimum(step.key, 1)
+        near = self._codes.ravel()[place[:, None] + self._inputs_at]
+        inputs = near.clip(-_CLIP, _CLIP)
+        weights = self._weights[step.component, late]
+        mean = (weights * inputs).sum(axis=1) + (1 << _WEIGHT_BITS - 4) >> _WEIGHT_BITS - 3
+        zero = np.zeros_like(mean)
+        means = np.stack([mean, mean, PHASES * near[:, _PREVIOUS], zero], axis=1)
+        band = late * _BANDS + self._band(step, late)
+        deviation = (self._deviations[band] << 20 - 3) // self._trusted[band]
+        scales = np.searchsorted(scale_bounds(), deviation, side="right")
+        changes = self._changed.ravel()[place[:, None] + self._changes_at]
+        cell = late * _CHANGE_CONTEXTS + changes @ np.array(list(_CHANGES.values()))
+        shares = self._shares[cell]
+        base = mean + PHASES // 2 >> 3
+        half = (_WINDOW * int(scale_bounds()[min(scales.max(), _WIDEST)]) >> 20) + 8
+        points = PHASES * np.arange(-half, half + 2) - PHASES // 2
+        at = (PHASES * base[:, None] - means)[:, :, None] + points + PHASES * REACH
+        table = distributions()
+        masses = table.ravel()[(_ROWS + scales)[:, :, None] * table.shape[1] + at.clip(0, table.shape[1] - 1)]
+        mixed = (shares[:, :, None] * masses).sum(axis=1) // shares.sum(axis=1)[:, None]
+        symbols = 2 * half + 2
+        counts = np.empty((len(base), symbols))
+        counts[:, :-1] = np.diff(mixed * ((1 << TOTAL_BITS) - symbols) >> TOTAL_BITS, axis=1) + 1
+        counts[:, -1] = (1 << TOTAL_BITS) - counts[:, :-1].sum(axis=1)
+        return _Prediction(base, half, counts, means, masses, shares, inputs, band, cell)
+
+    def _band(self, step: _Step, late: np.ndarray) -> np.ndarray:
+        """Return the class [n] of the residuals' mean magnitude around each place."""
+        errors = self._errors.ravel()[step.place[:, None] + self._nearby_at]
+        total = (errors @ np.array(list(_NEARBY.values()))) << _AVERAGE_SHIFT
+        total += _AVERAGE_WEIGHT * self._average[step.component, step.key]
+        weight = _OWN_WEIGHT + _AVERAGE_WEIGHT + _BESIDE_WEIGHT * (step.component > 0) + _PAST_WEIGHT * late
+        return np.searchsorted(_band_edges(), total // weight, side="right")
+
+    def learn(self, step: _Step, prediction: _Prediction, codes: np.ndarray) -> None:
+        """Take in the codes [n] of a step."""
+        place = step.place
+        error = np.abs(PHASES * codes[:, None] - prediction.means).clip(0, PHASES * _CLIP)  # [n, 4]
+        self._codes.ravel()[place] = codes
+        self._errors.ravel()[place] = error[:, 0]
+        self._changed.ravel()[place] = error[:, 2] != 0
+        average = self._average[step.component, step.key]
+        self._average[step.component, step.key] = average + error[:, 0] - (average >> _AVERAGE_SHIFT)
+        self._learn_mixture(prediction, codes, error)
+        self._learn_weights(step, prediction.inputs, codes.clip(-_CLIP, _CLIP))
+
+    def _learn_mixture(self, prediction: _Prediction, codes: np.ndarray, error: np.ndarray) -> None:
+        """Move scales and weights of the mixture towards what each distribution contributed."""
+        symbol = (codes - prediction.base + prediction.half).clip(0, 2 * prediction.half)
+        n = np.arange(len(codes))
+        likelihood = prediction.masses[n, :, symbol + 1] - prediction.masses[n, :, symbol] + 1
+        joint = prediction.shares * likelihood
+        responsibility = (joint << _RESPONSIBILITY_BITS) // joint.sum(axis=1)[:, None]
+        np.add.at(self._trusted, prediction.band, responsibility)
+        np.add.at(self._deviations, prediction.band, responsibility * error)
+        old = self._trusted > _MEMORY << _RESPONSIBILITY_BITS
+        self._trusted[old] >>= 1
+        self._deviations[old] >>= 1
+        cell = prediction.cell
+        count = np.bincount(cell, minlength=len(self._seen))
+        self._seen += count
+        pace = np.maximum(np.minimum(self._seen, _SHARE_RATE), 2 * count)[cell]
+        target = responsibility << _SHARE_BITS - _RESPONSIBILITY_BITS
+        np.add.at(self._shares, cell, (target - prediction.shares) // pace[:, None])
+        np.maximum(self._shares, _LEAST_SHARE, out=self._shares)
+
+    def _learn_weights(self, step: _Step, inputs: np.ndarray, codes: np.ndarray) -> None:
+        """Add to the normal equations of each component's prediction and improve its weights one by one."""
+        cells = 2 * step.component + np.minimum(step.key, 1)  # ascending
+        starts = np.flatnonzero(np.diff(cells, prepend=-1))
+        cells = cells[starts]
+        size = len(_INPUTS)
+        normal, target, weights = (a.reshape(-1, *a.shape[2:]) for a in (self._normal, self._target, self._weights))
+        normal[cells] += np.add.reduceat(inputs[:, :, None] * inputs[:, None, :], starts)
+        target[cells] += np.add.reduceat(inputs * codes[:, None], starts)
+        left, right, w = normal[cells], target[cells] << _WEIGHT_BITS, weights[cells]
+        for i in range(size):
+            w[:, i] += (right[:, i] - (left[:, i] * w).sum(axis=1)) // left[:, i, i]
+        weights[cells] = w.clip(-4 << _WEIGHT_BITS, 4 << _WEIGHT_BITS)
 
 
 class _Coder:
-    """What encoder and decoder share: shapes, and the planes of the previous key prompt."""
+    """What encoder and decoder share: a model of each factor, and of the motion between key prompts."""
 
     def __init__(self, layout: Layout) -> None:
-        grid = (layout.grid_height, layout.grid_width) if layout.grid_height else (1, layout.tokens)
-        self._layout = layout
-        self._shapes = (grid, (1, layout.width))
-        self._past: list[_Plane] = []
-
-    def _blank(self, factor: int) -> _Plane:
-        zeros = np.zeros(self._shapes[factor], np.int64)
-        return _Plane(_CODED, Parameters(), zeros, zeros)
+        self._u = _Factor(layout.keys, *layout.grid, _U_START)
+        self._v = _Factor(layout.v_keys, 1, layout.width, _V_START)
+        self._motion = _Factor(layout.keys - 1, *layout.motion_grid, _U_START) if any(layout.motion_grid) else None
 
 
 class CodesEncoder(_Coder):
-    """Encodes the key prompts of one segment in order."""
+    """Encodes the key prompts of one segment, layer by layer."""
 
-    def encode(self, u: np.ndarray, v: np.ndarray) -> bytes:
-        """Return the bytes of the next key prompt, u [L, r] and v [r, D] int16."""
+    def encode(self, u: np.ndarray, v: np.ndarray, motion: np.ndarray | None = None) -> bytes:
+        """Return the bytes of the next components, u [K, L, r] and v [K or 1, r, D] int16.
+
+        `motion` int16 [K - 1, 2, rows, columns] goes with the first layer, if the layout has it.
+        """
         coder = constriction.stream.queue.RangeEncoder()
-        planes: list[_Plane] = []
-        for index in range(2 * self._layout.rank):
-            component, factor = divmod(index, 2)
-            values = (v[component] if factor else u[:, component]).astype(np.int64).reshape(self._shapes[factor])
-            past = self._past[index] if self._past else None
-            beside = planes[index - 2] if component else self._blank(factor)
-            planes.append(_encode_plane(coder, values, past, beside))
-        self._past = planes
+        _encode(coder, self._u, u.transpose(2, 0, 1))
+        _encode(coder, self._v, v.transpose(1, 0, 2))
+        if self._motion is not None and motion is not None:
+            _encode(coder, self._motion, motion.transpose(1, 0, 2, 3))
         return _shortest(coder)
 
 
 class CodesDecoder(_Coder):
-    """Decodes the key prompts of one segment in order."""
+    """Decodes the key prompts of one segment, layer by layer."""
 
-    def decode(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Return u [L, r] and v [r, D] int16 of the next key prompt; raise BitstreamError if nothing encodes to it."""
+    def decode(self, data: bytes, rank: int) -> Codes:
+        """Return the next `rank` components, and the motion with the first; raise BitstreamError if nothing encodes to
+        these bytes."""
         padded = data + bytes(8 + -len(data) % 4)
         coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
-        planes: list[_Plane] = []
-        for index in range(2 * self._layout.rank):
-            component, factor = divmod(index, 2)
-            past = self._past[index] if self._past else None
-            beside = planes[index - 2] if component else self._blank(factor)
-            try:
-                planes.append(_decode_plane(coder, past, beside))
-            except AssertionError as error:  # how constriction reports data that no encoder writes
-                raise BitstreamError(f"{'uv'[factor]} component {component}: {error}") from error
-        self._past = planes
-        u = np.stack([plane.codes.ravel() for plane in planes[0::2]], axis=1).astype(np.int16)
-        v = np.stack([plane.codes.ravel() for plane in planes[1::2]]).astype(np.int16)
-        return u, v
+        first = not self._u.components
+        u = _decode(coder, self._u, rank).reshape(rank, self._u.keys, -1).transpose(1, 2, 0)
+        v = _decode(coder, self._v, rank)[:, :, 0].transpose(1, 0, 2)
+        motion = None
+        if self._motion is not None and first:
+            motion = np.ascontiguousarray(_decode(coder, self._motion, 2).transpose(1, 0, 2, 3))
+        return Codes(np.ascontiguousarray(u), np.ascontiguousarray(v), motion)
 
 
-def _encode_plane(coder: Any, values: np.ndarray, past: _Plane | None, beside: _Plane) -> _Plane:
-    """Write one plane [h, w] and return it as the decoder will remember it."""
-    before = past or beside
-    if not values.any():
-        mode = _ZERO
-    elif past is not None and np.array_equal(values, past.codes):
-        mode = _COPY
-    else:
-        mode = _CODED
-    _encode_symbol(coder, mode - before.mode, _MODE_TABLE)
-    if mode != _CODED:
-        return _Plane(mode, before.parameters, values, np.zeros_like(values))
-    parameters, plane = _choose(values, past, beside, before.parameters)
-    for value, reference in zip(parameters, before.parameters, strict=True):
-        _encode_symbol(coder, value - reference, _PARAMETER_TABLE)
-    residuals, phases, scales = plane
-    for residual, phase, scale in zip(residuals.tolist(), phases.tolist(), scales.tolist(), strict=True):
-        if -LIMIT <= residual <= LIMIT:
-            coder.encode(residual + LIMIT, model(scale, phase))
-        else:
-            coder.encode(ESCAPE, model(scale, phase))
-            _encode_raw(coder, residual + _RAW_OFFSET)
-    magnitudes = np.minimum(np.abs(residuals), _MAGNITUDE).reshape(values.shape)
-    return _Plane(mode, parameters, values, magnitudes)
+def _encode(coder: Any, factor: _Factor, codes: np.ndarray) -> None:
+    """Write further components [c, K, ...] of a factor."""
+    flat = codes.reshape(len(codes), factor.keys, -1).astype(np.int64)
+    first = factor.components
+    for step in factor.extend(len(codes)):
+        values = flat[step.component - first, step.key, step.position]
+        prediction = factor.predict(step)
+        _encode_step(coder, prediction, values)
+        factor.learn(step, prediction, values)
 
 
-def _decode_plane(coder: Any, past: _Plane | None, beside: _Plane) -> _Plane:
-    """Read one plane; the mirror of _encode_plane."""
-    before = past or beside
-    mode = _decode_symbol(coder, _MODE_TABLE) + before.mode
-    if mode not in (_ZERO, _COPY, _CODED):
-        raise BitstreamError(f"plane mode {mode}, expected 0 to 2")
-    if mode == _ZERO:
-        zeros = np.zeros_like(before.codes)
-        return _Plane(mode, before.parameters, zeros, zeros)
-    if mode == _COPY:
-        if past is None:
-            raise BitstreamError("a plane of the first key prompt copies a previous one")
-        return _Plane(mode, before.parameters, past.codes, np.zeros_like(past.codes))
-    parameters = Parameters(*(_decode_symbol(coder, _PARAMETER_TABLE) + value for value in before.parameters))
-    if not all(0 <= value < limit for value, limit in zip(parameters, _PARAMETER_LIMITS, strict=True)):
-        raise BitstreamError(f"plane parameters {tuple(parameters)}, expected under {tuple(_PARAMETER_LIMITS)}")
-    offsets = _past_prediction(past, parameters, before.codes.shape)
-    nearby = _outer_context(past, beside)
-    codes, magnitudes = _decode_codes(coder, parameters, offsets, nearby)
-    return _Plane(mode, parameters, codes, magnitudes)
+def _decode(coder: Any, factor: _Factor, count: int) -> np.ndarray:
+    """Read `count` further components of a factor: int16 [count, K, h, w]."""
+    first = factor.components
+    for step in factor.extend(count):
+        prediction = factor.predict(step)
+        factor.learn(step, prediction, _decode_step(coder, prediction))
+    return factor.codes(first).astype(np.int16)
 
 
-def _decode_codes(
-    coder: Any, parameters: Parameters, offsets: np.ndarray, nearby: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return codes and magnitudes [h, w] of a coded plane, decoded one by one.
-
-    Rows carry a zero on their left and right, so that the neighbours of the border need no test.
-    """
-    width = offsets.shape[1]
-    west, north = _WEIGHT * _WEIGHT * parameters.west, _WEIGHT * _WEIGHT * parameters.north
-    corner = _WEIGHT * parameters.west * parameters.north
-    lookup = scale_lookup(parameters.floor, _SLOPES[parameters.slope], _CONTEXTS).tolist()
-    models = [[model(scale, phase) for phase in range(PHASES)] for scale in range(lookup[-1] + 1)]
-    decode, top = coder.decode, _CONTEXTS - 1
-    above, above_sizes = [0] * (width + 2), [0] * (width + 2)
-    codes, magnitudes = [], []
-    for row_offsets, row_nearby in zip(offsets.tolist(), nearby.tolist(), strict=True):
-        row, sizes = [0] * (width + 2), [0] * (width + 2)
-        last = last_size = 0
-        for x in range(1, width + 1):
-            quarter = (west * last + north * above[x] - corner * above[x - 1] + row_offsets[x - 1] + 64) >> 7
-            centre = (quarter + 2) >> 2
-            context = (
-                4 * (last_size + above_sizes[x]) + 2 * (above_sizes[x - 1] + above_sizes[x + 1]) + row_nearby[x - 1]
-            )
-            scale = lookup[context if context < top else top]
-            residual = decode(models[scale][quarter + 2 - 4 * centre]) - LIMIT
-            if residual > LIMIT:
-                residual = _decode_raw(coder) - _RAW_OFFSET
-            row[x] = last = centre + residual
-            sizes[x] = last_size = min(abs(residual), _MAGNITUDE)
-        codes.append(row[1:-1])
-        magnitudes.append(sizes[1:-1])
-        if min(row) < _CODE_RANGE[0] or max(row) > _CODE_RANGE[1]:
-            raise BitstreamError("a code that is no 16-bit number")
-        above, above_sizes = row, sizes
-    return np.array(codes, np.int64), np.array(magnitudes, np.int64)
+def _encode_step(coder: Any, prediction: _Prediction, codes: np.ndarray) -> None:
+    residuals = codes - prediction.base
+    escaped = np.abs(residuals) > prediction.half
+    symbols = np.where(escaped, 2 * prediction.half + 1, residuals + prediction.half)
+    coder.encode(symbols.astype(np.int32), _window_model(), prediction.counts)
+    if escaped.any():
+        coder.encode((codes[escaped] + _RAW_OFFSET).astype(np.int32), _raw_model())
 
 
-def _choose(
-    values: np.ndarray, past: _Plane | None, beside: _Plane, before: Parameters
-) -> tuple[Parameters, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return the parameters that code a plane in the fewest bits found, and its residuals, phases and scales [h w]."""
-    weights = _choose_weights(values, past, before)
-    west, north, past_weight = weights
-    prediction = _own_prediction(values, west, north) + _past_prediction(past, Parameters(*weights), values.shape)
-    quarters = (prediction + 64) >> 7
-    centres = (quarters + 2) >> 2
-    residuals = values - centres
-    phases = (quarters + 2 - 4 * centres).ravel()
-    sizes = np.minimum(np.abs(residuals), _MAGNITUDE)
-    W, N, NW, NE = _neighbours(sizes)
-    contexts = np.minimum(4 * (W + N) + 2 * (NW + NE) + _outer_context(past, beside), _CONTEXTS - 1).ravel()
-    residuals = residuals.ravel()
-    symbols = np.where(np.abs(residuals) > LIMIT, ESCAPE, residuals + LIMIT)
-    bits = code_lengths()[:, phases, symbols]  # [SCALES, h w]
-    scales = _all_lookups()[:, :, contexts]  # [SCALES, slopes, h w]
-    totals = np.take_along_axis(bits[:, None, :], scales, axis=0).sum(axis=2, dtype=np.int64)
-    totals += _parameter_bits(np.arange(SCALES) - before.floor)[:, None]
-    totals += _parameter_bits(np.arange(len(_SLOPES)) - before.slope)
-    floor, slope = divmod(int(np.argmin(totals)), len(_SLOPES))
-    return Parameters(west, north, past_weight, floor, slope), (residuals, phases, scales[floor, slope])
-
-
-def _choose_weights(values: np.ndarray, past: _Plane | None, before: Parameters) -> tuple[int, int, int]:
-    """Return the weights (west, north, past) of least estimated bits, the past's by least squares for each pair."""
-    steps = np.arange(_WEIGHT + 1)
-    norths = steps if values.shape[0] > 1 else steps[:1]
-    a, b = steps[:, None, None, None], norths[None, :, None, None]
-    error = 512 * values - _own_prediction(values, a, b)  # [a, b, h, w]
-    c = np.zeros(error.shape[:2], np.int64)
-    if past is not None and past.codes.any():
-        innovation = 64 * past.codes - _own_prediction(past.codes, a, b) // 8
-        energy = np.maximum((innovation * innovation).sum(axis=(2, 3)), 1)
-        c = np.clip(((error * innovation).sum(axis=(2, 3)) * 2 + energy) // (2 * energy), 0, _WEIGHT)
-        error = error - c[:, :, None, None] * innovation
-    mean = np.abs(error).sum(axis=(2, 3)) / (512 * values.size)
-    bits = values.size * np.log2(mean + 0.1) * BITS_UNIT  # a Laplacian's entropy grows with the log of its scale
-    bits += _parameter_bits(steps - before.west)[:, None] + _parameter_bits(norths - before.north)
-    bits += _parameter_bits(c - before.past)
-    west, north = divmod(int(np.argmin(bits)), len(norths))
-    return west, north, int(c[west, north])
-
-
-def _own_prediction(codes: np.ndarray, west: Any, north: Any) -> np.ndarray:
-    """Return the prediction of every code by its neighbours, in 1/512 code; the weights broadcast."""
-    W, N, NW, _ = _neighbours(codes)
-    return 64 * (west * W + north * N) - 8 * (west * north) * NW
-
-
-def _past_prediction(past: _Plane | None, parameters: Parameters, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what the previous key prompt adds to the prediction, [h, w] in 1/512 code."""
-    if past is None or not parameters.past:
-        return np.zeros(shape, np.int64)
-    own = _own_prediction(past.codes, parameters.west, parameters.north)  # a multiple of 8
-    return parameters.past * (64 * past.codes - own // 8)
-
-
-def _outer_context(past: _Plane | None, beside: _Plane) -> np.ndarray:
-    """Return the part of the context that is known before the plane is: [h, w] int64."""
-    context = 2 * _around(beside.magnitudes)
-    return context if past is None else context + _around(past.magnitudes)
-
-
-def _around(sizes: np.ndarray) -> np.ndarray:
-    """Return twice each magnitude plus its four neighbours; six times itself where columns have no order."""
-    if len(sizes) == 1:
-        return 6 * sizes
-    padded = np.pad(sizes, 1)
-    return 2 * sizes + padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
-
-
-def _neighbours(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return W, N, NW, NE of every place of a plane [h, w], zero outside it."""
-    padded = np.pad(plane, ((1, 0), (1, 1)))
-    return padded[1:, :-2], padded[:-1, 1:-1], padded[:-1, :-2], padded[:-1, 2:]
+def _decode_step(coder: Any, prediction: _Prediction) -> np.ndarray:
+    try:
+        symbols = coder.decode(_window_model(), prediction.counts).astype(np.int64)
+        codes = prediction.base - prediction.half + symbols
+        escaped = symbols > 2 * prediction.half
+        if escaped.any():
+            codes[escaped] = coder.decode(_raw_model(), int(escaped.sum())).astype(np.int64) - _RAW_OFFSET
+    except AssertionError as error:  # how constriction reports data that no encoder writes
+        raise BitstreamError(f"codes that no encoder writes: {error}") from error
+    if codes.min() < -_RAW_OFFSET or codes.max() >= _RAW_OFFSET:
+        raise BitstreamError("a code that is no 16-bit number")
+    return codes
 
 
 @cache
-def _all_lookups() -> np.ndarray:
-    """Return scale_lookup of every floor and slope, [SCALES, slopes, _CONTEXTS] int8."""
-    rows = [[scale_lookup(floor, slope, _CONTEXTS) for slope in _SLOPES] for floor in range(SCALES)]
-    return np.array(rows, np.int8)
+def _window_model() -> Any:
+    """Return the range coder's family of models, given by whole counts as float64.
 
-
-def _parameter_bits(differences: np.ndarray) -> np.ndarray:
-    """Return the cost of parameter differences in 1/BITS_UNIT bit."""
-    return code_lengths()[_PARAMETER_TABLE][differences + LIMIT]
-
-
-def _encode_symbol(coder: Any, value: int, table: tuple[int, int]) -> None:
-    coder.encode(value + LIMIT, model(*table))
-
-
-def _decode_symbol(coder: Any, table: tuple[int, int]) -> int:
-    return coder.decode(model(*table)) - LIMIT
-
-
-def _encode_raw(coder: Any, value: int) -> None:
-    for part in (value >> _RAW_BITS, value & ((1 << _RAW_BITS) - 1)):
-        coder.encode(part, _raw_model())
-
-
-def _decode_raw(coder: Any) -> int:
-    high, low = (coder.decode(_raw_model()) for _ in range(2))
-    return high << _RAW_BITS | low
+    constriction maps a cumulative count n to floor(n (2**24 - symbols) / 2**16) + symbol. It computes that in float64,
+    where it is exact: 16-bit counts times a 24-bit constant fit the 53-bit significand and the divisor is a power of
+    two. The tests decode with integers alone and get the same symbols.
+    """
+    return constriction.stream.model.Categorical(perfect=False)
 
 
 @cache
 def _raw_model() -> Any:
-    return constriction.stream.model.Uniform(1 << _RAW_BITS)
+    return constriction.stream.model.Uniform(2 * _RAW_OFFSET)
+
+
+@cache
+def _band_edges() -> np.ndarray:
+    """Return the magnitudes between bands, [_BANDS - 1] int64 in 1/128 code: 1/16 code, then half an octave each."""
+    return np.array([(8 << band // 2) * (181 if band % 2 else 128) // 128 for band in range(_BANDS - 1)], np.int64)
 
 
 def _shortest(coder: Any) -> bytes:

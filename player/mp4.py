@@ -9,14 +9,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from player.errors import BitstreamError
 
 UNITY_MATRIX = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)  # 14496-12 section 8.2.2
 DEFAULT_BASE_IS_MOOF = 0x020000  # tfhd flag, section 8.8.7
-TRUN_FLAGS = 0x000305  # data offset, first sample's flags, sample durations, sample sizes; section 8.8.8
-SYNC_SAMPLE = 0x02000000  # sample_depends_on = 2: decodes alone
-NON_SYNC_SAMPLE = 0x01010000  # sample_depends_on = 1, sample_is_non_sync_sample
+TRUN_FLAGS = 0x000301  # data offset, sample durations, sample sizes; section 8.8.8
+SYNC_SAMPLE = 0x02000000  # sample_depends_on = 2: decodes alone; what every sample is
 TRACK_ID = 1
 _HEADER_BYTES = 8
 _FULL_HEADER_BYTES = 12
@@ -34,7 +34,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Fragment:
-    """One movie fragment: `styp moof mdat` with the samples of one track."""
+    """One movie fragment: `moof mdat` with the samples of one track."""
 
     sequence: int  # mfhd sequence_number
     base_time: int  # decode time of the first sample, in timescale units
@@ -124,7 +124,7 @@ def write_metadata_init(timescale: int, uri: str, data: bytes) -> bytes:
     )
     tkhd = struct.pack(">IIIII8xhhhH", 0, 0, TRACK_ID, 0, 0, 0, 0, 0, 0) + UNITY_MATRIX + bytes(8)
     mvhd = struct.pack(">IIIIiH10x", 0, 0, timescale, 0, 0x10000, 0) + UNITY_MATRIX + bytes(24) + struct.pack(">I", 2)
-    trex = struct.pack(">IIIII", TRACK_ID, 1, 0, 0, NON_SYNC_SAMPLE)
+    trex = struct.pack(">IIIII", TRACK_ID, 1, 0, 0, SYNC_SAMPLE)
     moov = box(
         b"moov",
         full_box(b"mvhd", 0, 0, mvhd),
@@ -157,7 +157,7 @@ def find_init_data(data: bytes, uri: str) -> Box:
 
 
 def write_fragment_head(sequence: int, base_time: int, durations: Sequence[int], sizes: Sequence[int]) -> bytes:
-    """Return everything of a media segment but its samples: `styp moof` and the header of `mdat`.
+    """Return everything of a media segment but its samples: `moof` and the header of `mdat`.
 
     Args:
         sequence: mfhd sequence number, 32 bits.
@@ -165,33 +165,33 @@ def write_fragment_head(sequence: int, base_time: int, durations: Sequence[int],
         durations: per sample, in timescale units, 32 bits each.
         sizes: bytes of each sample.
     """
-    styp = box(b"styp", b"msdh", bytes(4), b"msdhiso6")
     rows = b"".join(struct.pack(">II", *row) for row in zip(durations, sizes, strict=True))
+    wide = base_time >= 1 << 32
     moof = b""
     for _ in range(2):  # the data offset counts the moof it stands in, whose size does not depend on its value
-        trun = struct.pack(">IiI", len(sizes), len(moof) + _HEADER_BYTES, SYNC_SAMPLE) + rows
         traf = box(
             b"traf",
             full_box(b"tfhd", 0, DEFAULT_BASE_IS_MOOF, struct.pack(">I", TRACK_ID)),
-            full_box(b"tfdt", 1, 0, struct.pack(">Q", base_time)),
-            full_box(b"trun", 0, TRUN_FLAGS, trun),
+            full_box(b"tfdt", int(wide), 0, struct.pack(">Q" if wide else ">I", base_time)),
+            full_box(b"trun", 0, TRUN_FLAGS, struct.pack(">Ii", len(sizes), len(moof) + _HEADER_BYTES), rows),
         )
         moof = box(b"moof", full_box(b"mfhd", 0, 0, struct.pack(">I", sequence)), traf)
-    return styp + moof + struct.pack(">I4s", _HEADER_BYTES + sum(sizes), b"mdat")
+    return moof + struct.pack(">I4s", _HEADER_BYTES + sum(sizes), b"mdat")
 
 
 def read_fragment(data: bytes) -> Fragment:
-    """Parse a media segment of exactly `styp moof mdat`; the samples fill the mdat without gaps."""
-    _, moof, mdat = expect_boxes(data, [b"styp", b"moof", b"mdat"])
+    """Parse a media segment of exactly `moof mdat`; the samples fill the mdat without gaps."""
+    moof, mdat = expect_boxes(data, [b"moof", b"mdat"])
     mfhd, traf = expect_boxes(data, [b"mfhd", b"traf"], moof.body, moof.end)
     tfhd, tfdt, trun = expect_boxes(data, [b"tfhd", b"tfdt", b"trun"], traf.body, traf.end)
     (sequence,) = _fields(data, mfhd, 0, 0, ">I")
     _fields(data, tfhd, 0, DEFAULT_BASE_IS_MOOF, ">I")
-    (base_time,) = _fields(data, tfdt, 1, 0, ">Q")
-    rows = full_box_payload(data, trun, 0, TRUN_FLAGS) + 12
+    wide = tfdt.end - tfdt.start > _FULL_HEADER_BYTES + 4
+    (base_time,) = _fields(data, tfdt, int(wide), 0, ">Q" if wide else ">I")
+    rows = full_box_payload(data, trun, 0, TRUN_FLAGS) + 8
     if rows > trun.end:
-        raise BitstreamError(f"box 'trun' of {trun.end - trun.start} bytes, expected 24 or more")
-    count, offset, _ = struct.unpack_from(">IiI", data, rows - 12)
+        raise BitstreamError(f"box 'trun' of {trun.end - trun.start} bytes, expected 20 or more")
+    count, offset = struct.unpack_from(">Ii", data, rows - 8)
     if count < 1 or count * 8 != trun.end - rows:
         raise BitstreamError(f"box 'trun': {count} samples listed in {trun.end - rows} bytes, expected 8 bytes each")
     if moof.start + offset != mdat.body:
@@ -208,6 +208,15 @@ def read_fragment(data: bytes) -> Fragment:
     if position != mdat.end:
         raise BitstreamError(f"{mdat.end - position} bytes of the mdat belong to no sample")
     return Fragment(sequence, base_time, tuple(durations), tuple(ranges))
+
+
+def split_segments(data: bytes, first: bytes) -> list[bytes]:
+    """Return the segments of a concatenation, each beginning with a box of the kind `first`."""
+    boxes = list_boxes(data)
+    starts = [item.start for item in boxes if item.kind == first]
+    if not starts or starts[0]:
+        raise BitstreamError(f"boxes {_names([item.kind for item in boxes[:8]])}, expected {_names([first])} first")
+    return [data[start:end] for start, end in pairwise([*starts, len(data)])]
 
 
 def _fields(data: bytes, item: Box, version: int, flags: int, layout: str) -> tuple[int, ...]:

@@ -21,10 +21,13 @@ from player.bitstream import (
     KeyPrompt,
     Segment,
     StreamInfo,
-    _info_crc,
+    _pack_info,
     read_init,
+    read_inits,
+    read_layers,
     read_segment,
     write_init,
+    write_layers,
     write_segment,
 )
 from player.errors import BitstreamError
@@ -53,13 +56,14 @@ def make_segment(info, offsets=(0, 4, 9), seed=0, spread=9):
 
 def reseal(info, data):
     """Return a segment with its CRCs made right again, as an attacker would."""
-    ranges = read_fragment(data).sample_ranges
-    parts = [data[: ranges[0][0]]]
-    crc = zlib.crc32(parts[0], _info_crc(info))
-    for start, end in ranges:
-        crc = zlib.crc32(data[start + 4 : end], crc)
-        parts += [struct.pack(">I", crc), data[start + 4 : end]]
-    return b"".join(parts)
+    ((start, _),) = read_fragment(data).sample_ranges
+    crc = zlib.crc32(data[:start] + data[start + 4 :], zlib.crc32(_pack_info(info)))
+    return data[:start] + struct.pack(">I", crc) + data[start + 4 :]
+
+
+def make_chain(ranks=(1, 3), **changes):
+    """Return descriptions that build on each other."""
+    return [replace(make_info(rank, **changes), base_rank=base) for base, rank in itertools.pairwise((0, *ranks))]
 
 
 def test_round_trip():
@@ -99,6 +103,61 @@ def test_one_frame_one_key():
     assert read_segment(info, write_segment(info, segment, sequence=1, start_frame=0)) == segment
 
 
+@pytest.mark.parametrize("motion", [False, True])
+def test_layers_compose_to_the_whole(motion):
+    chain = make_chain((1, 2, 4))
+    segment = make_segment(chain[-1])
+    if motion:
+        field = np.random.default_rng(1).integers(-3, 4, (2, 2, 3, 5)).astype(np.int16)
+        segment = replace(segment, motion=field)
+    layers = write_layers(chain, segment, sequence=7, start_frame=10)
+    assert read_inits(b"".join(write_init(info) for info in chain)) == chain
+    for count, rank in ((1, 1), (2, 2), (3, 4)):
+        assert read_layers(chain, b"".join(layers[:count])) == segment.truncate(rank)
+    alone = replace(chain[-1], base_rank=0)
+    assert read_segment(alone, write_segment(alone, segment, sequence=7, start_frame=10)) == segment
+
+
+def test_layers_belong_to_their_base():
+    chain = make_chain()
+    one, other = (write_layers(chain, make_segment(chain[-1], seed=s), sequence=1, start_frame=0) for s in (0, 1))
+    for bad in (one[0] + other[1], one[1], one[1] + one[0], one[0] + one[0], one[0] + one[1] + one[1]):
+        with pytest.raises(BitstreamError):
+            read_layers(chain, bad)
+    for index in range(len(one[0]), len(one[0] + one[1])):
+        bad = bytearray(one[0] + one[1])
+        bad[index] ^= 0x10
+        with pytest.raises(BitstreamError):
+            read_layers(chain, bytes(bad))
+    with pytest.raises(BitstreamError, match="components 1 to 3 on top of rank 0"):
+        read_layers(chain[1:], one[1])
+    with pytest.raises(BitstreamError, match="layers of different streams"):
+        read_inits(write_init(chain[0]) + write_init(replace(chain[1], generator_id="other/1")))
+
+
+@pytest.mark.parametrize("per_key", [False, True])
+@pytest.mark.parametrize("per_component", [False, True])
+def test_scales_of_every_kind(per_key, per_component):
+    """Only scales that differ are written; 0 or 1 of a K x r table's sides may be constant."""
+    info = make_info()
+    segment = make_segment(info)
+    table = np.random.default_rng(2).random((3 if per_key else 1, 3 if per_component else 1)).astype(np.float32)
+    scale = np.broadcast_to(table, (3, 3)).copy()
+    one = replace(segment, u_scale=np.ones(3, np.float32), v_scale=np.ones(3, np.float32))
+    data = write_segment(info, replace(one, u_scale=scale), sequence=1, start_frame=0)
+    assert read_segment(info, data) == replace(one, u_scale=scale)
+    plain = write_segment(info, one, sequence=1, start_frame=0)
+    assert len(data) - len(plain) == 4 * (table.size - 1)
+
+
+def test_the_last_key_prompt_may_close_the_segment():
+    """It stands at the first frame behind it, and serves interpolation only."""
+    info = make_info()
+    segment = replace(make_segment(info), frames=9)
+    assert segment.keys[-1].frame_offset == 9
+    assert read_segment(info, write_segment(info, segment, sequence=1, start_frame=0)) == segment
+
+
 def test_rank_prefix_is_the_truncated_segment():
     full, part = make_info(rank=3), make_info(rank=2)
     segment = make_segment(full)
@@ -118,8 +177,8 @@ def test_libavformat_lists_one_data_stream_with_right_times():
         (stream,) = container.streams
         packets = [packet for packet in container.demux(stream) if packet.size]
         assert (stream.type, stream.time_base) == ("data", Fraction(1, 30000))
-    assert [packet.pts for packet in packets] == [1001 * frame for frame in (0, 10, 59, 60, 89)]
-    assert [packet.duration for packet in packets] == [1001 * frames for frames in (10, 49, 1, 29, 1)]
+    assert [packet.pts for packet in packets] == [0, 1001 * 60]
+    assert [packet.duration for packet in packets] == [1001 * 60, 1001 * 30]
 
 
 def test_samples_in_the_container_decode_to_what_was_written():
@@ -128,8 +187,7 @@ def test_samples_in_the_container_decode_to_what_was_written():
     data = write_segment(info, segment, sequence=1, start_frame=0)
     with av.open(io.BytesIO(write_init(info) + data)) as container:
         samples = [bytes(packet) for packet in container.demux() if packet.size]
-    assert b"".join(samples) == data[-sum(map(len, samples)) :]
-    assert len(samples) == len(segment.keys)
+    assert samples == [data[-len(samples[0]) :]]
 
 
 def formula_segment(info, offsets, spread):
@@ -165,7 +223,7 @@ def test_every_byte_is_counted_once():
     segment = make_segment(info)
     data = write_segment(info, segment, sequence=1, start_frame=0)
     samples = read_fragment(data).sample_ranges
-    boxes = 24 + 8 + 16 + 8 + 16 + 20 + 24 + 8 * len(segment.keys) + 8  # styp, moof, mfhd, traf, tfhd, tfdt, trun, mdat
+    boxes = 8 + 16 + 8 + 16 + 16 + 28 + 8  # moof, mfhd, traf, tfhd, tfdt, trun, mdat
     assert samples[0][0] == boxes
     assert samples[-1][1] == len(data)
 
@@ -210,7 +268,7 @@ def test_extra_bytes_and_other_boxes():
 def test_another_streams_init_is_noticed():
     info = make_info()
     data = write_segment(info, make_segment(info), sequence=1, start_frame=0)
-    with pytest.raises(BitstreamError, match="another init"):
+    with pytest.raises(BitstreamError, match="another stream"):
         read_segment(replace(info, generator_id="embedded/2"), data)
 
 
@@ -218,18 +276,20 @@ def test_messages_say_what_was_found():
     info = make_info()
     data = write_segment(info, make_segment(info), sequence=1, start_frame=0)
     at = read_fragment(data).sample_ranges[0][0] + 4
-    other = bytearray(data)
-    other[at] = 9
-    with pytest.raises(BitstreamError, match="segment: version 9, but this build reads version 1"):
-        read_segment(info, reseal(info, bytes(other)))
-    other = bytearray(data)
-    other[at + 3] = 9
-    with pytest.raises(BitstreamError, match="segment: rank 9, but the init segment says 3"):
-        read_segment(info, reseal(info, bytes(other)))
-    other = bytearray(data)
-    other[at + 4 : at + 8] = struct.pack(">f", float("nan"))
-    with pytest.raises(BitstreamError, match="finite float32"):
-        read_segment(info, reseal(info, bytes(other)))
+    for offset, value, message in (
+        (0, b"\x09", "segment: version 9, but this build reads version 2"),
+        (1, b"\x81", "flags 0x81, of which this build knows 0x3f"),
+        (2, b"\x00", "0 key prompts"),
+        (2, b"\xff\x7f", "16383 key prompts"),
+        (3, b"\x00", "two key prompts at one frame"),
+        (3, b"\x07", "expected to rise from 0 to 9 or 10"),
+        (3, b"\xff\xff\xff\xff\xff", "more than 5 bytes"),
+        (5, struct.pack(">f", float("nan")), "not finite"),
+    ):
+        other = bytearray(data)
+        other[at + offset : at + offset + len(value)] = value
+        with pytest.raises(BitstreamError, match=message):
+            read_segment(info, reseal(info, bytes(other)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -262,13 +322,11 @@ def test_huge_lengths_do_not_allocate():
         make_info(rank=4096, tokens=1 << 20, grid=(1024, 1024))
 
 
-def test_a_bomb_of_zero_planes_is_refused():
-    info = make_info(rank=4096, tokens=2048, width=2048, grid=(0, 0))
-    samples = [struct.pack(">BxH", 1, 4096) + bytes(8 * 4096)] + [b""] * 20
-    sizes = [4 + len(sample) for sample in samples]
-    head = write_fragment_head(1, 0, [1001] * len(samples), sizes)
-    data = head + b"".join(bytes(4) + sample for sample in samples)
-    with pytest.raises(BitstreamError, match="exceed"):
+def test_a_bomb_of_key_prompts_is_refused():
+    info = make_info(rank=1024, tokens=1024, width=1024, grid=(0, 0))
+    sample = bytes([2, 0, 20, *[1] * 19]) + bytes(8)
+    data = write_fragment_head(1, 0, [20 * 1001], [4 + len(sample)]) + bytes(4) + sample
+    with pytest.raises(BitstreamError, match="20 key prompts of rank 1024: 41943040 codes, at most 4194304"):
         read_segment(info, reseal(info, data))
 
 
@@ -284,6 +342,7 @@ def test_a_bomb_of_zero_planes_is_refused():
         ({"grid_height": 0}, "0 x 4 grid"),
         ({"generator_id": ""}, "generator id"),
         ({"generator_id": "x" * 256}, "generator id"),
+        ({"base_rank": 3}, "base rank 3, expected 0 to 2"),
     ],
 )
 def test_stream_description_is_checked(change, message):
@@ -297,13 +356,14 @@ def test_segment_is_checked():
     key = good.keys[0]
     for change, message in (
         ({"keys": ()}, "without key prompts"),
-        ({"frames": 11}, "expected to rise from 0 to 10"),
+        ({"frames": 12}, "expected to rise from 0 to 11 or 12"),
         ({"keys": good.keys[::-1]}, "expected to rise"),
         ({"u_scale": good.u_scale.astype(np.float64)}, "u_scale: float64"),
         ({"v_scale": np.full(3, np.inf, np.float32)}, "v_scale"),
         ({"u_scale": good.u_scale[:2]}, "expected finite float32"),
         ({"keys": (KeyPrompt(0, key.u.astype(np.int32), key.v), *good.keys[1:])}, "int32"),
         ({"keys": (KeyPrompt(0, key.u[:5], key.v), *good.keys[1:])}, "expected int16"),
+        ({"motion": np.zeros((3, 2, 4, 4), np.int16)}, "motion int16"),
     ):
         with pytest.raises(BitstreamError, match=message):
             replace(good, **change)

@@ -55,7 +55,7 @@ def test_init_layout():
 def test_fragment_layout():
     head = write_fragment_head(7, 1 << 40, [10, 20], [3, 5])
     data = head + b"aaabbbbb"
-    assert tree(data) == ["styp", ("moof", ["mfhd", ("traf", ["tfhd", "tfdt", "trun"])]), "mdat"]
+    assert tree(data) == [("moof", ["mfhd", ("traf", ["tfhd", "tfdt", "trun"])]), "mdat"]
     fragment = read_fragment(data)
     assert (fragment.sequence, fragment.base_time, fragment.durations) == (7, 1 << 40, (10, 20))
     assert [data[a:b] for a, b in fragment.sample_ranges] == [b"aaa", b"bbbbb"]
@@ -102,9 +102,9 @@ def change(data, kind, offset, value):
         (b"trun", 4, 0, "0 samples"),
         (b"trun", 4, 0x20000002, "samples listed in 16 bytes"),
         (b"trun", 8, 5, "but the mdat opens at"),
-        (b"trun", 20, 2, "1 bytes of the mdat belong to no sample"),
-        (b"trun", 20, 9, "sample 0: 9 bytes, but 8 are left"),
-        (b"tfdt", 0, 0, "version 0"),
+        (b"trun", 16, 2, "1 bytes of the mdat belong to no sample"),
+        (b"trun", 16, 9, "sample 0: 9 bytes, but 8 are left"),
+        (b"tfdt", 0, 1 << 24, "version 1"),
         (b"tfhd", 0, 0, "flags 0x000000"),
     ],
 )
