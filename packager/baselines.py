@@ -35,10 +35,12 @@ SEGMENT_PATTERN = "seg-{:05d}.m4s"
 
 _WARN_FROM = 0.1  # a result further off is said in a warning
 _SECOND_PASSES = 3  # at most
-_HIGHEST_START_BPS = 50_000_000  # x265 is not asked for more than twice this on account of headers
+_HIGHEST_START_BPS = 50_000_000  # no encoder is asked for more than twice this on account of headers
 _NEVER_REORDERED = 2  # frames: a clip this short has no B picture between two others
 _LOWEST_BPS = 1000  # x264 and x265 take whole kbit/s
 _CRF_STRIDE = 12  # the search brackets the target on qualities this far apart, which all targets of a video share
+
+_TOO_LOW = (av.error.InvalidDataError, av.error.ExternalError)  # how x265 and x264 refuse a bitrate
 
 OpenFrames = Callable[[], Iterable[np.ndarray]]
 """Starts the video from its first frame: uint8 [H, W, 3] each."""
@@ -130,14 +132,14 @@ def _two_pass(runs: _Runs, bitrate_bps: int, folder: Path) -> _Totals:
 def _second_pass(runs: _Runs, control: Pass, folder: Path) -> tuple[int, _Totals]:
     """Run the second pass at a bitrate, or at the first doubling of it that x265 takes; return which, and what came.
 
-    x265 refuses to start where the headers that it counted in the first pass are more than the whole target: on clips
-    of a few frames, whose target is a few bytes.
+    x265 refuses to start where the headers that it counted in the first pass are more than the whole target, on clips
+    of a few frames, whose target is a few bytes; x264 where it reckons that its worst quality takes more.
     """
     while True:
         try:
             return control.bitrate_bps, runs.run(control, folder)
         except EncodeError as error:
-            if not isinstance(error.__cause__, av.error.InvalidDataError) or control.bitrate_bps > _HIGHEST_START_BPS:
+            if not isinstance(error.__cause__, _TOO_LOW) or control.bitrate_bps > _HIGHEST_START_BPS:
                 raise
             control = Pass(control.number, 2 * control.bitrate_bps, control.stats)
 

@@ -109,7 +109,7 @@ def other(request, tmp_path_factory):
 
 
 def test_every_codec_cuts_segments_that_decode_alone(other):
-    codec, encoded = other
+    _codec, encoded = other
     assert (encoded.segments, encoded.frames) == (3, 21)
     frames = moving_frames(21)
     for number, (start, count) in enumerate([(0, 8), (8, 8), (16, 5)], start=1):
@@ -207,3 +207,10 @@ def test_progress_counts_frames_of_every_pass(tmp_path):
 def test_an_empty_video_is_refused(tmp_path):
     with pytest.raises(EncodeError, match="no frame"):
         encode(tmp_path, [])
+
+
+def test_x264_gives_the_least_it_can_where_it_refuses_a_bitrate(tmp_path, caplog):
+    noise = list(np.random.default_rng(0).integers(0, 256, (16, 48, 64, 3), np.uint8))
+    encoded = encode(tmp_path, noise, bitrate_bps=8_000, codec="h264")
+    assert encoded.bitrate_bps > 9_000
+    assert "libx264 gave" in caplog.text
