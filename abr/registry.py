@@ -23,6 +23,7 @@ from abr.errors import AbrError, OptionError, PluginError, UnknownControllerErro
 from abr.fast_mpc import FastMpc
 from abr.fixed import Fixed, highest_controller, lowest_controller
 from abr.l2a import L2A
+from abr.layered import layered_bola, layered_mpc
 from abr.linear_buffer import IndexMap, SizeMap
 from abr.lolp import LoLPlus
 from abr.mpc import mpc_controller, quality_mpc_controller, robust_mpc_controller
@@ -53,6 +54,8 @@ BUILT_IN: dict[str, Callable[..., Abr]] = {
     "fixed": Fixed,
     "highest": highest_controller,
     "l2a": L2A,
+    "layered_bola": layered_bola,
+    "layered_mpc": layered_mpc,
     "lolp": LoLPlus,
     "lowest": lowest_controller,
     "mpc": mpc_controller,

@@ -39,9 +39,10 @@ def test_the_example_plug_in_plugs_in(monkeypatch):
 
 
 RULES = ["bola_u", "bola_o", "bolae", "bolapl", "throughput_ibr", "dynamic", "dash_throughput", "dash_dynamic"]
+LAYERED = ["layered_bola", "layered_mpc"]
 
 
-@pytest.mark.parametrize("name", ["bba", "bola", "ewma", "fixed", "throughput", *RULES])
+@pytest.mark.parametrize("name", ["bba", "bola", "ewma", "fixed", "throughput", *RULES, *LAYERED])
 def test_the_options_in_the_table_are_those_of_the_code(name):
     row = re.search(rf"^\| (?:`\w+`, )*`{name}`(?:, `\w+`)* \|.*\|(.*)\|$", TEXT, re.MULTILINE).group(1)
     assert sorted(re.findall(r"`(\w+)`", row)) == sorted(known_options(name))

@@ -683,6 +683,7 @@ def drive(session, times_s, render_times_s, failures):
 
 duration = st.floats(0.05, 12.0)
 RULES = ["bola_u", "bola_o", "bolae", "bolapl", "dynamic", "dash_dynamic", "throughput_ibr"]
+RULES += ["layered_bola", "layered_mpc"]
 NAMES = ["throughput", "ewma", "bba", "bola", "fixed", *RULES, "script", "fickle", "improver", "chooser"]
 
 
