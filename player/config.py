@@ -24,6 +24,11 @@ class PlayerConfig:
     """Further attempts at a representation after a failure (dash.js: 3); then as many at the lowest; then a gap."""
     backoff_s: float = 1.0
     """Pause before the first retry, doubled before each further one (Shaka Player: 1 s, factor 2)."""
+    min_wait_s: float = 0.0
+    """Least pause before each request while playing, as far as the buffer lasts; 0: ask as soon as there is room."""
+    low_buffer_share: float | None = None
+    """Insufficient-buffer rule over any controller: a download may take this share of the buffer by the player's own
+    estimate, else a lower representation is taken (dash.js: 0.7, Sabre's rules of their own: 0.9 to 0.5); null: off."""
     reconsider_abandoned: bool = False
     """After an abandonment ask the controller afresh, instead of fetching the representation that it named."""
     render_fps: float | None = None
@@ -33,10 +38,12 @@ class PlayerConfig:
         for name in ("buffer_s", "timeout_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise SessionError(f"player.{name} must be positive, not {getattr(self, name)}")
-        for name in ("startup_s", "rebuffer_s", "backoff_s"):
+        for name in ("startup_s", "rebuffer_s", "backoff_s", "min_wait_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise SessionError(f"player.{name} must be 0 or more, not {getattr(self, name)}")
         if self.retries < 0:
             raise SessionError(f"player.retries must be 0 or more, not {self.retries}")
+        if self.low_buffer_share is not None and not 0 < self.low_buffer_share <= 1:
+            raise SessionError(f"player.low_buffer_share must be in (0, 1] or null, not {self.low_buffer_share}")
         if self.render_fps is not None and not (math.isfinite(self.render_fps) and self.render_fps > 0):
             raise SessionError(f"player.render_fps must be positive or null, not {self.render_fps}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from abr import Ladder
+from abr import Ladder, ThroughputSample
 from player.errors import SessionError
 from player.events import Event, RebufferingStarted, RepresentationSwitched, RequestFailed, SegmentSkipped
 from player.playback import Playback, PlaybackState, Span
@@ -63,6 +63,27 @@ class SegmentRow:
     """Of the first version, its init segment included."""
     downloaded: bool = False
     skipped: bool = False
+
+    def arrive(self, sample: ThroughputSample) -> None:
+        """Note that the segment has arrived for the first time."""
+        self.first_byte_s, self.finish_s = sample.first_byte_s, sample.finish_s
+        spent_s = sample.finish_s - sample.request_s
+        self.throughput_bps = 8 * sample.size_bytes / spent_s if spent_s > 0 else None
+        self.downloaded = True
+
+    def improve(self, representation: int, size_bytes: int, now_s: float, *, is_layer: bool) -> None:
+        """Note that an upgrade, so far counted as wasted, will be shown: beside what was there, or in its place."""
+        self.wasted_bytes -= size_bytes
+        if not is_layer:
+            self.wasted_bytes += self.size_bytes
+            self.size_bytes = 0
+        self.size_bytes += size_bytes
+        self.representation, self.upgraded_s = representation, now_s
+        self.upgrades += 1
+
+    def carry_on(self, before: SegmentRow) -> None:
+        """Take over what an earlier decision for the same segment has cost."""
+        self.wasted_bytes, self.abandonments, self.retries = before.wasted_bytes, before.abandonments, before.retries
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as logged: the fields, and the bitrate."""

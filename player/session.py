@@ -31,6 +31,7 @@ from abr import (
     Observation,
     Outcome,
     Progress,
+    RateEstimate,
     SlowStartEstimator,
     ThroughputSample,
 )
@@ -41,6 +42,7 @@ from player.events import Event, RequestAbandoned, RequestFailed, SegmentPlayed,
 from player.log import SegmentRow, SessionLog, build_log
 from player.playback import CLOCK_TOLERANCE_S, MEDIA_TOLERANCE_S, Playback, PlaybackState
 from player.request import Action, Delivered, Finished, InFlight, Pending, Request, TransferLike, Wait
+from player.stock import Stock
 
 __all__ = ["Action", "Finished", "Request", "Session", "TransferLike", "Wait"]
 
@@ -67,16 +69,14 @@ class Session:
                 self.config.buffer_s,
             )
         self._playback: Playback | None = None  # made at the first next_action, which starts the clock
-        self._downloaded_s = 0.0  # content time
+        self._stock = Stock(ladder)
         self._segment = 0
         self._pending: Pending | None = None
         self._in_flight: InFlight | None = None
         self._rendering: deque[Delivered] = deque()
-        self._buffered: dict[int, tuple[int, float]] = {}  # segment -> representation, content time; until it plays
         self._held_back_since_s: float | None = None
         self._samples: deque[ThroughputSample] = deque(maxlen=SAMPLE_HISTORY)
         self._last_representation: int | None = None
-        self._have_init: set[int] = set()
         self._rows: list[SegmentRow] = []
         self._render_free_s = -math.inf
         self._render_speed: float | None = None
@@ -93,7 +93,7 @@ class Session:
     @property
     def buffer_s(self) -> float:
         """Media downloaded and not yet played, rendered or not, in [0, capacity_s]."""
-        return max(self._downloaded_s - self._clock.played_s, 0.0) if self._playback else 0.0
+        return max(self._stock.downloaded_s - self._clock.played_s, 0.0) if self._playback else 0.0
 
     @property
     def playable_s(self) -> float:
@@ -103,9 +103,7 @@ class Session:
     @property
     def buffered(self) -> tuple[Buffered, ...]:
         """What is downloaded and has not begun to play, in order of playback."""
-        played_s = self._playback.played_s if self._playback else 0.0
-        items = self._buffered.items()
-        return tuple(Buffered(index, held, content_s - played_s) for index, (held, content_s) in items)
+        return self._stock.buffered(self._playback.played_s if self._playback else 0.0)
 
     @property
     def wants_progress(self) -> bool:
@@ -156,7 +154,7 @@ class Session:
         if received_bytes == request.size_bytes:
             return False
         if request.held is not None:
-            if request.segment in self._buffered:
+            if request.segment in self._stock:
                 return False
             self._abandon(None, received_bytes, first_byte_s)  # its first frame is on the screen: too late
             return True
@@ -189,16 +187,17 @@ class Session:
             raise SessionError(f"impossible transfer: {error}") from error
         self._advance(now_s)
         self._samples.append(sample)
-        self._have_init |= self._inits(request.representation, request.held)
+        self._stock.take_in(request)
         self._in_flight, self._pending = None, None
         self._rendering.append(Delivered(in_flight, transfer.finish_s))
+        row = self._rows[request.segment]
         if request.held is None:
-            self._take_in(in_flight, sample)
+            row.arrive(sample)
+            self._last_representation = request.representation
+            self._segment += 1
         else:
-            self._rows[request.segment].wasted_bytes += request.size_bytes - in_flight.init_bytes  # until it is shown
-            self._rows[request.segment].init_bytes += in_flight.init_bytes
-            if request.segment in self._buffered:
-                self._buffered[request.segment] = (request.representation, self._buffered[request.segment][1])
+            row.wasted_bytes += request.size_bytes - in_flight.init_bytes  # until it is shown
+            row.init_bytes += in_flight.init_bytes
         self._tell(request, in_flight.sent_s)
 
     def on_error(
@@ -262,7 +261,7 @@ class Session:
         for event in events[self._seen_events :]:
             if isinstance(event, SegmentPlayed) and event.segment is not None:
                 self._rows[event.segment].play_start_s = event.time_s
-                self._buffered.pop(event.segment, None)
+                self._stock.show(event.segment)
         self._seen_events = len(events)
 
     def _expect_in_flight(self, caller: str) -> InFlight:
@@ -315,44 +314,15 @@ class Session:
         observation, is_upgrade = self._observe(request.segment), request.held is not None
         self._adviser.learn(Outcome(observation, request.representation, sent_s, is_upgrade, abandoned_for))
 
-    def _take_in(self, in_flight: InFlight, sample: ThroughputSample) -> None:
-        """Add a segment that has just arrived for the first time."""
-        request = in_flight.request
-        row = self._rows[request.segment]
-        row.first_byte_s, row.finish_s = sample.first_byte_s, sample.finish_s
-        spent_s = sample.finish_s - sample.request_s
-        row.throughput_bps = 8 * sample.size_bytes / spent_s if spent_s > 0 else None
-        row.downloaded = True
-        self._buffered[request.segment] = (request.representation, self._downloaded_s)
-        self._downloaded_s += row.duration_s
-        self._last_representation = request.representation
-        self._segment += 1
-
     def _upgrade(self, fetched: InFlight) -> None:
         """Show a segment in the version that has just been rendered, unless its first frame has been shown."""
         request = fetched.request
         if not self._clock.upgrade(request.segment, request.representation):
             return
-        row, size_bytes = self._rows[request.segment], request.size_bytes - fetched.init_bytes
-        row.wasted_bytes -= size_bytes
-        if self.ladder.layer_bytes is None:
-            row.wasted_bytes += row.size_bytes
-            row.size_bytes = 0
-        row.size_bytes += size_bytes
-        row.representation, row.upgraded_s = request.representation, self._clock.now_s
-        row.upgrades += 1
-        self._note(SegmentUpgraded(self._clock.now_s, request.segment, request.representation))
-
-    def _inits(self, representation: int, held: int | None) -> set[int]:
-        """Return the representations whose init segments a request needs and the player lacks."""
-        if self.ladder.layer_bytes is None:
-            return {representation} - self._have_init
-        return set(range(0 if held is None else held + 1, representation + 1)) - self._have_init
-
-    def _init_bytes(self, representation: int, held: int | None) -> int:
-        if self.ladder.init_bytes is None:
-            return 0
-        return int(self.ladder.init_bytes[sorted(self._inits(representation, held))].sum())
+        size_bytes = request.size_bytes - fetched.init_bytes
+        is_layer, now_s = self.ladder.layer_bytes is not None, self._clock.now_s
+        self._rows[request.segment].improve(request.representation, size_bytes, now_s, is_layer=is_layer)
+        self._note(SegmentUpgraded(now_s, request.segment, request.representation))
 
     def _excess_s(self) -> float:
         """Return how much media must play before the next segment fits; not positive if it fits."""
@@ -385,8 +355,7 @@ class Session:
 
     def _upgrade_of(self, decision: Decision) -> Pending:
         segment = self._segment if decision.segment is None else decision.segment
-        held, _ = self._buffered[segment]
-        return Pending(segment, int(decision.representation), self._clock.now_s, held)
+        return Pending(segment, int(decision.representation), self._clock.now_s, self._stock.representation(segment))
 
     def _decide(self) -> Pending:
         """Ask the controller for the next segment's representation and open its row."""
@@ -396,11 +365,12 @@ class Session:
         if decision.segment is not None:
             return self._upgrade_of(decision)
         # Waiting may not be what drains the buffer, nor prolong a startup or a stop.
-        wait_s = min(decision.wait_s, self._clock.playable_s) if observation.playing else 0.0
+        wait_s = max(decision.wait_s, self.config.min_wait_s)
+        wait_s = min(wait_s, self._clock.playable_s) if observation.playing else 0.0
         link = self._estimator.estimate(observation.samples, observation.now_s)
         row = SegmentRow(
             segment=self._segment,
-            representation=int(decision.representation),
+            representation=self._safe(int(decision.representation), observation, link),
             duration_s=float(self.ladder.segment_duration_s[self._segment]),
             decided_s=observation.now_s,
             buffer_s=observation.buffer_s,
@@ -411,10 +381,20 @@ class Session:
             reason=decision.reason,
         )
         if self._segment < len(self._rows):  # asked again after an abandonment
-            before = self._rows.pop()
-            row.wasted_bytes, row.abandonments, row.retries = before.wasted_bytes, before.abandonments, before.retries
+            row.carry_on(self._rows.pop())
         self._rows.append(row)
         return Pending(self._segment, row.representation, observation.now_s + wait_s)
+
+    def _safe(self, choice: int, observation: Observation, link: RateEstimate | None) -> int:
+        """Return the choice as far as the insufficient-buffer rule of the player allows, if it has one."""
+        share = self.config.low_buffer_share
+        if share is None or link is None or not observation.playing:
+            return choice
+        sizes = self.ladder.segment_bytes[observation.segment_index]
+        limit_s = share * observation.buffer_s
+        return next(
+            (index for index in range(choice) if link.predict_transfer_s(int(sizes[index + 1])) > limit_s), choice
+        )
 
     def _observe(self, segment: int) -> Observation:
         """Return what a controller may see now of the choice for `segment`."""
@@ -435,7 +415,7 @@ class Session:
         """Issue the request that `pending` calls for."""
         segment, representation = pending.segment, pending.representation
         size_bytes = self.ladder.upgrade_bytes(segment, representation, pending.held)
-        init_bytes = self._init_bytes(representation, pending.held)
+        init_bytes = self._stock.init_bytes(representation, pending.held)
         request = Request(segment, representation, size_bytes + init_bytes, self.config.timeout_s, pending.held)
         if pending.held is None:
             row = self._rows[segment]

@@ -218,6 +218,23 @@ def test_the_controllers_pause_never_drains_the_buffer():
     assert isinstance(session.next_action(2.5), Request)
 
 
+def test_the_players_least_pause_is_kept_while_playing():
+    session = make_session(min_wait_s=0.75)
+    now_s, _ = fetch(session, 0.0)
+    assert session.next_action(now_s) == Wait(1.25)
+    assert [row["wait_s"] for row in session.log().segments] == [0.0, 0.75]
+
+
+def test_the_players_low_buffer_rule_holds_over_any_controller():
+    """25 kB in 0.5 s after 0.5 s of waiting: half of 1.5 s of buffer is enough for 0, not for 1."""
+    session = make_session([0, 2], low_buffer_share=0.5)
+    request = session.next_action(0.0)
+    session.on_complete(1.0, Done(0.0, 0.5, 1.0, request.size_bytes))
+    session.on_rendered(1.0, 0)
+    assert session.next_action(1.5).representation == 0
+    assert make_session([2], low_buffer_share=0.5).next_action(0.0).representation == 2  # nothing is known yet
+
+
 @pytest.mark.parametrize(
     "decision", [Decision(3), Decision(-1), Decision(0.5), Decision(0, math.nan), Decision(0, -1.0), 2]
 )
@@ -623,6 +640,9 @@ def test_one_request_at_a_time():
         {"backoff_s": -1.0},
         {"retries": -1},
         {"render_fps": 0.0},
+        {"min_wait_s": -1.0},
+        {"low_buffer_share": 0.0},
+        {"low_buffer_share": 1.5},
     ],
 )
 def test_settings_out_of_range_are_refused(settings_):
@@ -704,6 +724,9 @@ NAMES = ["throughput", "ewma", "bba", "bola", "fixed", *RULES, "script", "fickle
         timeout_s=st.floats(0.5, 12.0),
         retries=st.integers(0, 3),
         backoff_s=st.floats(0.0, 2.0),
+        min_wait_s=st.sampled_from([0.0, 0.2]),
+        low_buffer_share=st.sampled_from([None, 0.5]),
+        reconsider_abandoned=st.booleans(),
     ),
 )
 def test_what_holds_for_any_session(durations_s, name, layered, wait_s, times_s, render_times_s, failures, config):
