@@ -182,3 +182,33 @@ def _grow(target: nn.Module, source: nn.Module) -> None:
         if value.ndim > 1:  # [outputs, inputs, ...]: what a known output reads of a new input
             value[: old.shape[0]] = 0
         value[tuple(slice(size) for size in old.shape)] = old
+
+
+@torch.no_grad()
+def calibrate_steps(models: Models, frames: Tensor, seed: int = 0) -> Tensor:
+    """Return the relative quantization step [R] of each component of U at which all of them cost the same error.
+
+    Noise of variance s^2 on a component raises the squared error of the frames by S s^2, so steps in proportion to
+    S^(-1/2) spread a given error best (Gersho and Gray 1992, section 8.3). 1 is the most sensitive component.
+
+    Args:
+        models: the networks, trained.
+        frames: [N, 3, H, W] to measure S on.
+        seed: of the noise.
+    """
+    generator, noise = models.generator, torch.Generator().manual_seed(seed)
+    u, v = models.encoder(frames)
+    norm_rank = generator.settings.norm_rank
+
+    def render(u: Tensor) -> Tensor:
+        return generator.generate(generator.space.compose(u, v, norm_rank)).float()
+
+    clean = render(u)
+    rates = []
+    for component in range(u.shape[-1]):
+        spread = u[..., component].std() / 5
+        noisy = u.clone()
+        noisy[..., component] += (spread * torch.randn(u.shape[:2], generator=noise)).to(u.device)
+        rates.append((render(noisy) - clean).square().mean() / spread.square())
+    steps = torch.stack(rates).rsqrt()
+    return steps / steps.min()

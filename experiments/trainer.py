@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.train_data import PictureSet, TrainingDataError
-from experiments.train_models import Models, TrainConfig
+from experiments.train_models import Models, TrainConfig, calibrate_steps
 from packager.losses import frame_loss, rate_estimate
 from player.autoencoder import count_parameters
 
@@ -344,6 +344,8 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """Write the generator and its encoder in diffusers layout, in half precision, with a model card."""
         self._evaluating()
+        frames = self.held.centres(self.config.size, 16).to(self.device)
+        self.models.generator.step_scale.copy_(calibrate_steps(self.models, frames))
         self.models.encoder.latents.fold_normalisation()
         self.models.generator.save(folder)
         self.models.encoder.save(folder / "encoder")

@@ -1,7 +1,8 @@
 """Fit prompts to the frames of one segment by gradient descent through the generator.
 
-Every frame counts, not only those under a key prompt: the loss is taken after interpolation, through fake quantization
-with straight-through gradients, at a rank drawn for each frame, so that one fit serves every rank of the ladder.
+Every frame counts, not only those under a key prompt: the loss is taken after interpolation (along motion, or of the
+prompts as in the paper), through fake quantization with straight-through gradients, at a rank drawn for each frame, so
+that one fit serves every rank of the ladder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +21,11 @@ from torch.nn import functional
 
 from packager.encoder import PromptEncoder
 from packager.errors import BuildError
-from packager.losses import frame_loss, sequence_rate
+from packager.losses import frame_loss, motion_rate, sequence_rate
+from packager.motion import estimate_motion
 from player.bitstream import KeyPrompt, Segment
 from player.generator import Generator
+from player.motion import MOTION_STEP_PX, Between, frames_between
 from player.prompt import interpolate, interpolation_matrix, quantize, quantize_ste
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,9 @@ log = logging.getLogger(__name__)
 # Of a range of 2. Over 31 real clips the fastest hand-held ones reach 0.2 with a median of 0.09; cuts lie above 0.27.
 _CUT_CHANGE = 0.2
 _CUT_RATIO = 4.0
+_MOTION_LEARNING_RATE = 6.0  # of the fit's learning rate: motion is in pixels, not of unit scale
+# How much a bit of motion counts against a bit of prompt. Motion must pay in every representation, the lowest included.
+_MOTION_RATE = 4.0
 
 
 @dataclass
@@ -49,10 +56,12 @@ class FitConfig:
     patience: int = 8
     """Steps without a better smoothed loss before the learning rate is halved."""
     u_step: float = 0.35
-    """Quantization step of U. The embedded generator was trained under noise of 0.25; 0.35 costs a tenth fewer bytes
-    and leaves LPIPS as it is (docs/RESULTS.md)."""
+    """Quantization step of U, times the generator's own scale of each component (docs/RESULTS.md)."""
     v_step: float = 0.05
     """Quantization step of V."""
+    motion: bool = True
+    """Render the key frames only, and warp and blend them into the frames between along a motion field that is sent
+    with them; without it every frame is rendered from an interpolated prompt (Promptus)."""
     share_v: bool = True
     """One V for all key prompts of a segment; its repetition then costs almost no bytes."""
     rate_weight: float = 0.04
@@ -94,6 +103,7 @@ PAPER = FitConfig(
     learning_rate=0.1,
     min_learning_rate=0.001,
     patience=300,
+    motion=False,
     share_v=False,
     rate_weight=0.0,
     embedding_weight=0.125,
@@ -144,37 +154,74 @@ class _Fit:
 
     u: nn.Parameter  # [K, L, R]
     v: nn.Parameter  # [K or 1, R, D]
-    weights: Tensor  # [T, K] interpolation
+    motion: nn.Parameter | None  # [K - 1, 2, rows, columns] in pixels
+    offsets: np.ndarray  # [K], frames that carry key prompts
     config: FitConfig
     generator: Generator
     losses: Tensor = field(init=False)  # [T], last known loss of each frame
+    _weights: Tensor = field(init=False)  # [T, K] interpolation of prompts
+    _between: Between = field(init=False)  # where the frames lie between the key frames
 
     def __post_init__(self) -> None:
-        self.losses = torch.full((len(self.weights),), math.inf, device=self.weights.device)
+        frames, device = int(self.offsets[-1]) + 1, self.u.device
+        self.losses = torch.full((frames,), math.inf, device=device)
+        self._weights = interpolation_matrix(self.offsets, frames).to(device)
+        if self.motion is not None:
+            self._between = Between.of(self.offsets, frames).to(device)
 
     @property
     def rank(self) -> int:
         return self.u.shape[-1]
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is fitted."""
+        return [self.u, self.v] if self.motion is None else [self.u, self.v, self.motion]
+
+    @property
+    def u_steps(self) -> Tensor:
+        """The quantization step [R] of each component of U."""
+        return self.config.u_step * self.generator.step_scale[: self.rank]
+
     def quantized(self) -> tuple[Tensor, Tensor]:
         """Return u [K, L, R], v [K, R, D] after fake quantization."""
-        u = quantize_ste(self.u, torch.tensor(self.config.u_step, device=self.u.device))
+        u = quantize_ste(self.u, self.u_steps)
         v = quantize_ste(self.v, torch.tensor(self.config.v_step, device=self.u.device))
         return u, v.expand(len(u), -1, -1)
 
-    def embeddings(self, chosen: Tensor, ranks: Tensor) -> Tensor:
-        """Return embeddings [n, L, D] of frames `chosen` [n], each at its own rank [n]."""
-        u, v = self.quantized()
-        weights = self.weights[chosen]
+    def _compose(self, u: Tensor, v: Tensor, ranks: Tensor) -> Tensor:
+        """Return embeddings [n, L, D] of u [n, L, R], v [n, R, D], each cut to its own rank [n]."""
         kept = torch.arange(self.rank, device=u.device) < ranks[:, None]  # [n, R]
-        return self.generator.space.compose(
-            interpolate(u, weights) * kept[:, None, :], interpolate(v, weights), self.generator.norm_rank(self.rank)
-        )
+        return self.generator.space.compose(u * kept[:, None, :], v, self.generator.norm_rank(self.rank))
 
-    def frame_losses(self, frames: Tensor, embeddings: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the loss [n] of rendering embeddings against frames [n, 3, H, W], rendered in `dtype`."""
-        with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
-            output = self.generator.generate(embeddings).float()
+    def _generate(self, embeddings: Tensor, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(embeddings.device.type, dtype, enabled=dtype != torch.float32):
+            return self.generator.generate(embeddings).float()
+
+    def render(self, chosen: Tensor, ranks: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Return frames [n, 3, H, W] of the segment's frames `chosen` [n], each at its own rank [n], the generator
+        running in `dtype`, and the embeddings that were rendered."""
+        u, v = self.quantized()
+        if self.motion is None:
+            weights = self._weights[chosen]
+            embeddings = self._compose(interpolate(u, weights), interpolate(v, weights), ranks)
+            return self._generate(embeddings, dtype), embeddings
+        order = torch.argsort(ranks, stable=True)
+        distinct, counts = ranks.unique(return_counts=True)
+        times, keys = len(distinct), len(u)
+        embeddings = self._compose(
+            u.repeat(times, 1, 1), v.repeat(times, 1, 1), distinct.repeat_interleave(keys)
+        )  # the key prompts at one rank after the other
+        motion = quantize_ste(self.motion, torch.tensor(MOTION_STEP_PX, device=u.device))
+        parts = [
+            frames_between(key_frames, motion, self._between[chosen[members]])
+            for key_frames, members in zip(
+                self._generate(embeddings, dtype).split(keys), order.split(counts.tolist()), strict=True
+            )
+        ]
+        return torch.cat(parts)[torch.argsort(order)], embeddings
+
+    def frame_losses(self, frames: Tensor, output: Tensor) -> Tensor:
+        """Return the loss [n] of rendered frames against true ones, both [n, 3, H, W]."""
         if self.config.squared:
             return (output - frames).square().mean(dim=(1, 2, 3))
         return frame_loss(output, frames)
@@ -186,10 +233,13 @@ class _Fit:
             config.embedding_weight * embeddings.abs().mean() if config.embedding_weight else embeddings.new_zeros(())
         )
         if config.rate_weight:
-            total = total + config.rate_weight * sequence_rate(self.u, grid, config.u_step)
+            total = total + config.rate_weight * sequence_rate(self.u, grid, self.u_steps)
             # V stands against U by its share of values, once a segment if shared
             share = self.v.numel() / self.u.numel()
             total = total + config.rate_weight * share * torch.log2(1 + 2 * self.v.abs() / config.v_step).mean()
+            if self.motion is not None:
+                share = self.motion.numel() / self.u.numel()
+                total = total + config.rate_weight * _MOTION_RATE * share * motion_rate(self.motion, MOTION_STEP_PX)
         return total
 
 
@@ -228,16 +278,17 @@ def fit_segment(
     u, v = _start(frames[torch.from_numpy(offsets)], generator, encoder, config, rank)
     if config.share_v:
         v = v.mean(dim=0, keepdim=True)
-    weights = interpolation_matrix(offsets, len(frames)).to(generator.device)
-    fit = _Fit(nn.Parameter(u), nn.Parameter(v), weights, config, generator)
-    start = [p.detach().clone() for p in (fit.u, fit.v)]
+    motion = nn.Parameter(estimate_motion(frames, offsets)) if config.motion and len(offsets) > 1 else None
+    fit = _Fit(nn.Parameter(u), nn.Parameter(v), motion, offsets, config, generator)
+    start = [p.detach().clone() for p in fit.parameters()]
     before = _objective(fit, frames, rank)
     _descend(fit, frames, sorted(set(ranks)), progress)
     after = _objective(fit, frames, rank)
     log.info("fitted %d frames, %d key prompts: objective %.4f -> %.4f", len(frames), len(offsets), before, after)
     if not after <= before:  # a schedule that diverged must not cost what the encoder already had
         log.warning("the fit did not lower its objective (%.4f -> %.4f); keeping its start", before, after)
-        fit.u.data, fit.v.data = start
+        for parameter, first in zip(fit.parameters(), start, strict=True):
+            parameter.data = first
     return _to_segment(fit, offsets, len(frames))
 
 
@@ -260,14 +311,17 @@ def _descend(fit: _Fit, frames: Tensor, ranks: list[int], progress: Callable[[in
     """Run Adam under a plateau schedule until it is through or the schedule ends it."""
     config = fit.config
     rng = np.random.default_rng(config.seed)
-    optimizer = torch.optim.Adam([fit.u, fit.v], lr=config.learning_rate, betas=(0.9, 0.95))
+    groups: list[dict[str, Any]] = [{"params": [fit.u, fit.v]}]
+    if fit.motion is not None:
+        groups.append({"params": [fit.motion], "lr": _MOTION_LEARNING_RATE * config.learning_rate})
+    optimizer = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.95))
     dtype = descent_dtype(config.autocast, frames.device)
     smoothed, best, since = math.nan, math.inf, 0
     for step in range(config.iterations):
         chosen = torch.from_numpy(_draw_frames(fit, rng)).to(frames.device)
         drawn = torch.from_numpy(_draw_ranks(ranks, len(chosen), rng)).to(frames.device)
-        embeddings = fit.embeddings(chosen, drawn)
-        losses = fit.frame_losses(frames[chosen], embeddings, dtype)
+        output, embeddings = fit.render(chosen, drawn, dtype)
+        losses = fit.frame_losses(frames[chosen], output)
         fit.losses[chosen] = losses.detach()
         optimizer.zero_grad(set_to_none=True)
         (losses.mean() + fit.regularizer(embeddings)).backward()
@@ -311,8 +365,8 @@ def _draw_frames(fit: _Fit, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_ranks(ranks: list[int], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a rank for each of `count` frames: every second one the full rank, the rest from the ladder."""
-    drawn = rng.choice(ranks, count)
+    """Return a rank for each of `count` frames: every second one the full rank, the rest one of the ladder."""
+    drawn = np.full(count, rng.choice(ranks))
     drawn[::2] = ranks[-1]
     return drawn
 
@@ -323,8 +377,8 @@ def _objective(fit: _Fit, frames: Tensor, rank: int) -> float:
     indices = torch.arange(len(frames), device=frames.device)
     total = 0.0
     for chunk in indices.split(fit.config.frames_per_step):
-        embeddings = fit.embeddings(chunk, torch.full_like(chunk, rank))
-        loss = fit.frame_losses(frames[chunk], embeddings).mean() + fit.regularizer(embeddings)
+        output, embeddings = fit.render(chunk, torch.full_like(chunk, rank))
+        loss = fit.frame_losses(frames[chunk], output).mean() + fit.regularizer(embeddings)
         total += loss.item() * len(chunk) / len(frames)
     return total
 
@@ -332,12 +386,14 @@ def _objective(fit: _Fit, frames: Tensor, rank: int) -> float:
 @torch.no_grad()
 def _to_segment(fit: _Fit, offsets: np.ndarray, frames: int) -> Segment:
     config, rank = fit.config, fit.rank
-    u = quantize(fit.u, torch.tensor(config.u_step, device=fit.u.device)).cpu().numpy()
+    u = quantize(fit.u, fit.u_steps).cpu().numpy()
     v = quantize(fit.v, torch.tensor(config.v_step, device=fit.u.device)).expand(len(u), -1, -1).cpu().numpy()
     keys = tuple(
         KeyPrompt(int(at), np.ascontiguousarray(ku), np.ascontiguousarray(kv))
         for at, ku, kv in zip(offsets, u, v, strict=True)
     )
-    scales = (np.full(rank, step, np.float32) for step in (config.u_step, config.v_step))
-    u_scale, v_scale = scales
-    return Segment(frames, u_scale, v_scale, keys)
+    u_scale, v_scale = fit.u_steps.cpu().numpy(), np.full(rank, config.v_step, np.float32)
+    motion = None
+    if fit.motion is not None:
+        motion = quantize(fit.motion, torch.tensor(MOTION_STEP_PX, device=fit.u.device)).cpu().numpy()
+    return Segment(frames, u_scale, v_scale, keys, motion)

@@ -56,12 +56,17 @@ def frame_loss(output: Tensor, target: Tensor, structure_weight: float = 0.3, sc
     return loss / scales
 
 
-def sequence_rate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:
+def sequence_rate(u: Tensor, grid: tuple[int, int], step: Tensor) -> Tensor:
     """Return a smooth estimate of the bits a value of the key prompts U [K, L, R] of one segment costs.
 
     As `rate_estimate`, with two differences that matter to a fit: the key prompt before is a predictor too, so still
     content can be sent as a repetition, and the logarithm is taken of every value, so its slope is steepest where a
     residual is about to vanish.
+
+    Args:
+        u: prompts of the K key frames, in time order.
+        grid: as in `rate_estimate`.
+        step: quantization step of each component [R].
     """
     residuals = [u]
     if grid[0]:
@@ -75,6 +80,14 @@ def sequence_rate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:
         temporal = torch.log2(1 + 2 * u.diff(dim=0).abs() / step).mean(dim=1)  # [K - 1, R]
         best = torch.cat([best[:1], torch.minimum(best[1:], temporal)])
     return best.mean()
+
+
+def motion_rate(motion: Tensor, step: float) -> Tensor:
+    """Return a smooth estimate of the bits a value of motion [n, 2, rows, columns] costs, as its residuals to the
+    vector on the left or above, whichever cost less."""
+    west, north = functional.pad(motion, (1, 0))[..., :-1], functional.pad(motion, (0, 0, 1, 0))[..., :-1, :]
+    bits = [torch.log2(1 + 2 * (motion - near).abs() / step).mean() for near in (west, north)]
+    return torch.minimum(*bits)
 
 
 def rate_estimate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Protocol
 
 import av
@@ -15,14 +16,15 @@ from player.bitstream import Segment, StreamInfo, read_inits, read_layers
 from player.errors import DecodeError, GeneratorMismatchError
 from player.generator import Generator, load_generator
 from player.latents import Autoencoder, LatentStreamDecoder, load_autoencoder
+from player.motion import MOTION_STEP_PX, Between, frames_between
 from player.pixels import from_pixels as from_pixels
 from player.pixels import to_pixels
 from player.prompt import dequantize, interpolate, interpolation_matrix
 
 PROMPT = "prompt"
 VAE = "vae"
-# Rendering a whole segment as one batch is fastest on a GPU; on a CPU larger batches only cost memory.
-_CPU_BATCH = 16
+# A large batch is fastest on a GPU; on a CPU it only costs memory.
+_CPU_BATCH, _GPU_BATCH = 16, 64
 
 
 class Decoder(Protocol):
@@ -33,35 +35,50 @@ class Decoder(Protocol):
         ...
 
 
-def segment_embeddings(segment: Segment, norm_rank: int, generator: Generator) -> Tensor:
-    """Return the embeddings [T, L, D] of all frames of a segment on the generator's device."""
+def _key_factors(segment: Segment, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return u [K, L, r] and v [K, r, D] of the key prompts on the generator's device."""
     device = generator.device
     u_scale, v_scale = (torch.from_numpy(scale.copy()).to(device) for scale in (segment.u_scales, segment.v_scales))
     u = torch.from_numpy(np.stack([key.u for key in segment.keys])).to(device)
     v = torch.from_numpy(np.stack([key.v for key in segment.keys])).to(device)
-    offsets = np.array([key.frame_offset for key in segment.keys])
-    weights = interpolation_matrix(offsets, segment.frames).to(device)
-    u_frames = interpolate(dequantize(u, u_scale), weights)  # [T, L, r]
-    v_frames = interpolate(dequantize(v, v_scale), weights)  # [T, r, D]
-    return generator.space.compose(u_frames, v_frames, norm_rank)
+    return dequantize(u, u_scale), dequantize(v, v_scale)
 
 
 @torch.no_grad()
 def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np.ndarray:
     """Return the frames uint8 [T, H, W, 3] of a prompt segment at the generator's size.
 
+    With motion the key frames are rendered, and the frames between are warped and blended from them; without it every
+    frame is rendered from its interpolated prompt.
+
     Raises:
         DecodeError: the generator made values that are no numbers.
     """
-    embeddings = segment_embeddings(segment, norm_rank, generator)
-    batch = _CPU_BATCH if embeddings.device.type == "cpu" else len(embeddings)
-    parts = []
-    for chunk in embeddings.split(batch):
-        frames = generator.generate(chunk)
+    u, v = _key_factors(segment, generator)
+    offsets = np.array([key.frame_offset for key in segment.keys])
+    if segment.motion is None:
+        weights = interpolation_matrix(offsets, segment.frames).to(generator.device)
+        embeddings = generator.space.compose(interpolate(u, weights), interpolate(v, weights), norm_rank)
+        return torch.cat([to_pixels(frames) for frames in _render(embeddings, generator)]).cpu().numpy()
+    keys = torch.cat(list(_render(generator.space.compose(u, v, norm_rank), generator)))
+    codes = torch.from_numpy(segment.motion).to(generator.device)
+    motion = dequantize(codes, torch.tensor(MOTION_STEP_PX, device=generator.device))
+    between = Between.of(offsets, segment.frames).to(generator.device)
+    places = torch.arange(segment.frames, device=generator.device).split(_batch(generator))
+    return torch.cat([to_pixels(frames_between(keys, motion, between[part])) for part in places]).cpu().numpy()
+
+
+def _batch(generator: Generator) -> int:
+    return _CPU_BATCH if generator.device.type == "cpu" else _GPU_BATCH
+
+
+def _render(embeddings: Tensor, generator: Generator) -> Iterator[Tensor]:
+    """Yield the frames float32 [n, 3, H, W] of embeddings [T, L, D], batch by batch."""
+    for chunk in embeddings.split(_batch(generator)):
+        frames = generator.generate(chunk).float()
         if not torch.isfinite(frames).all():
             raise DecodeError(f"generator {generator.id} rendered values that are not finite")
-        parts.append(to_pixels(frames))
-    return torch.cat(parts).cpu().numpy()
+        yield frames
 
 
 class PromptDecoder:
@@ -80,6 +97,8 @@ class PromptDecoder:
             raise GeneratorMismatchError(
                 f"segments were fitted to generator {self.info.generator_id}, but {generator.id} is loaded"
             )
+        if generator.settings.grid[0]:
+            self.generator = generator = generator.at_size(self.info.frame_height, self.info.frame_width)
         shape = (self.info.tokens, self.info.width, self.info.frame_height, self.info.frame_width)
         expected = (generator.tokens, generator.width, *generator.native_size)
         if shape != expected or self.info.rank > generator.max_rank:

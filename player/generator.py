@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ FORMAT_VERSION = 1
 PAPER_SEED = 88
 PAPER_TIMESTEP = 999
 CLIP_TOKENS = 77
+MAX_TOKENS = 1 << 16
+"""Tokens of the largest frame that `Generator.at_size` allows: 4096x4096 pixels at 16 pixels a token."""
 _SETTINGS, _TENSORS = "promptdash.json", "promptdash.safetensors"
 _DECODERS = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL, "LatentDecoder": LatentDecoder}
 
@@ -69,8 +71,11 @@ class Generator(nn.Module):
         tokens, width: L and D of the embeddings.
         max_rank: largest rank that a prompt for it can have.
         native_size: (height, width) of its frames in pixels.
+        step_scale: [R], how coarsely each component of U may be quantized against the others for the same error.
         folder: where it was loaded from.
     """
+
+    step_scale: Tensor
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class Generator(nn.Module):
         folder: Path | None = None,
     ) -> None:
         """Assemble from parts; `tensors` holds base [L, D], dictionary [R, D], start_latent [C, h, w], and optionally
-        layout [C, D] (a 1x1 convolution that lays the tokens on the latent grid)."""
+        layout [C, D] (a 1x1 convolution that lays the tokens on the latent grid) and step_scale [R]."""
         super().__init__()
         self.unet = unet
         self.decoder = decoder
@@ -92,6 +97,8 @@ class Generator(nn.Module):
         self.dictionary = nn.Parameter(tensors["dictionary"].float())
         self.start_latent = nn.Parameter(tensors["start_latent"].float())
         self.layout = nn.Parameter(tensors["layout"].float()) if "layout" in tensors else None
+        steps = tensors["step_scale"].float() if "step_scale" in tensors else torch.ones(settings.max_rank)
+        self.register_buffer("step_scale", steps)
         self.id = identity
         self.folder = folder
         self.tokens, self.width, self.max_rank = settings.tokens, settings.width, settings.max_rank
@@ -112,6 +119,49 @@ class Generator(nn.Module):
     def norm_rank(self, rank: int) -> int:
         """Return the norm_rank of a fit whose largest rank is `rank`: the generator's own if it has one."""
         return self.settings.norm_rank or rank
+
+    @property
+    def cell_px(self) -> int:
+        """Side in pixels of the square of a frame that one token lies on; 0 if the tokens have no layout."""
+        return self.native_size[0] // self.settings.grid[0] if self.settings.grid[0] else 0
+
+    def at_size(self, height: int, width: int) -> Generator:
+        """Return this generator for frames of another size, sharing its networks.
+
+        Token grid, base and start latent are stretched bilinearly, which their sinusoids allow; the weights are the
+        same, and so is `id`.
+
+        Raises:
+            GeneratorError: sides that are no multiple of a latent cell's, or tokens that are not laid out in a grid.
+        """
+        if (height, width) == self.native_size:
+            return self
+        rows, columns = self.settings.grid
+        cell = self.cell_px
+        if not cell:
+            native = "x".join(str(side) for side in reversed(self.native_size))
+            raise GeneratorError(f"frames of {width}x{height}: generator {self.id} makes {native} only")
+        if height % cell or width % cell or min(height, width) < cell:
+            raise GeneratorError(f"frames of {width}x{height}: expected sides that are multiples of {cell} pixels")
+        grid = (height // cell, width // cell)
+        if grid[0] * grid[1] > MAX_TOKENS:
+            raise GeneratorError(f"frames of {width}x{height} have more than {MAX_TOKENS} tokens")
+
+        def stretch(maps: Tensor) -> Tensor:
+            return nn.functional.interpolate(maps[None], size=grid, mode="bilinear", align_corners=False)[0]
+
+        tensors = {
+            "base": stretch(self.base.T.unflatten(1, (rows, columns))).flatten(1).T,
+            "dictionary": self.dictionary,
+            "start_latent": stretch(self.start_latent),
+            "step_scale": self.step_scale,
+        }
+        if self.layout is not None:
+            tensors["layout"] = self.layout
+        settings = replace(self.settings, tokens=grid[0] * grid[1], grid=grid)
+        with torch.no_grad():
+            resized = Generator(self.unet, self.decoder, settings, tensors, identity=self.id, folder=self.folder)
+        return resized.to(self.device).train(self.training).requires_grad_(self.base.requires_grad)
 
     def denoise(self, embeddings: Tensor) -> Tensor:
         """Return the clean latents [T, C, h, w] that embeddings [T, L, D] describe; one evaluation of the UNet."""
@@ -146,6 +196,7 @@ class Generator(nn.Module):
         tensors = {"base": self.base, "dictionary": self.dictionary, "start_latent": self.start_latent}
         if self.layout is not None:
             tensors["layout"] = self.layout
+        tensors["step_scale"] = self.step_scale
         save_file({k: v.detach().to(dtype).contiguous().cpu() for k, v in tensors.items()}, folder / _TENSORS)
         (folder / _SETTINGS).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
 
@@ -290,7 +341,12 @@ def _load_prompt_space(folder: Path, unet: UNet2DConditionModel) -> tuple[Genera
         tensors = load_file(folder / _TENSORS)
     except (KeyError, TypeError, OSError, SafetensorError) as error:
         raise GeneratorError(f"{folder}: {_SETTINGS} or {_TENSORS} cannot be read ({error})") from error
-    expected = {"base": (settings.tokens, settings.width), "dictionary": (settings.max_rank, settings.width)}
+    expected: dict[str, tuple[int, ...]] = {
+        "base": (settings.tokens, settings.width),
+        "dictionary": (settings.max_rank, settings.width),
+    }
+    if "step_scale" in tensors:
+        expected["step_scale"] = (settings.max_rank,)
     for name, shape in expected.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             raise GeneratorError(f"{folder / _TENSORS}: expected {name} of shape {shape}")

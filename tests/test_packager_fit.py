@@ -93,6 +93,22 @@ def test_shared_v_repeats(frames, tiny_generator, tiny_encoder):
         np.testing.assert_array_equal(key.v, segment.keys[0].v)
 
 
+def test_motion_fills_the_gaps_between_key_frames(frames, tiny_generator, tiny_encoder):
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=2), ranks=[2])
+    assert segment.motion is not None
+    assert segment.motion.shape == (2, 2, 2, 2)
+    assert segment.motion.dtype == np.int16
+    assert render_segment(segment, tiny_generator.norm_rank(2), tiny_generator).shape == (len(frames), 64, 64, 3)
+    faded = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=2, motion=False), ranks=[2])
+    assert faded.motion is None
+
+
+def test_each_component_has_the_step_the_generator_names(frames, tiny_generator, tiny_encoder, monkeypatch):
+    monkeypatch.setitem(tiny_generator._buffers, "step_scale", torch.tensor([1.0, 2.0, 4.0, 8.0]))
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[2, 3])
+    assert segment.u_scale.tolist() == pytest.approx([FAST.u_step, 2 * FAST.u_step, 4 * FAST.u_step])
+
+
 def test_random_start_without_an_encoder(frames, tiny_generator):
     config = fit_preset("paper", iterations=3, interval=4)
     segment = fit_segment(frames, tiny_generator, None, config, ranks=[2, 4])

@@ -175,3 +175,19 @@ def test_the_embedded_model_is_small_and_fast():
         frames = generator.generate(generator.base[None])
     assert frames.shape == (1, 3, 256, 256)
     assert counter.get_total_flops() <= 3e9
+
+
+def test_another_size_shares_the_networks(tiny_generator):
+    wide = tiny_generator.at_size(32, 96)
+    assert wide.native_size == (32, 96)
+    assert wide.tokens == 12
+    assert wide.id == tiny_generator.id
+    assert wide.unet is tiny_generator.unet
+    assert wide.generate(torch.zeros(2, 12, wide.width)).shape == (2, 3, 32, 96)
+    assert tiny_generator.at_size(*tiny_generator.native_size) is tiny_generator
+
+
+@pytest.mark.parametrize(("height", "width", "reason"), [(40, 64, "multiples of 16"), (1 << 14, 1 << 14, "more than")])
+def test_a_size_that_cannot_be_is_refused(tiny_generator, height, width, reason):
+    with pytest.raises(GeneratorError, match=reason):
+        tiny_generator.at_size(height, width)

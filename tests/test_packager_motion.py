@@ -1,0 +1,41 @@
+"""Estimated motion: translations are found, cuts and stills have none."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from packager.motion import estimate_motion
+
+
+def panning(dx, dy, frames=11, size=128):
+    """Return frames [T, 3, size, size] of a random landscape that moves by (dx, dy) pixels a frame."""
+    noise = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    wide = functional.interpolate(noise, size=(320, 320), mode="bicubic")[0] * 2 - 1
+    corner = 96
+    return torch.stack(
+        [wide[:, corner - dy * t :, corner - dx * t :][:, :size, :size] for t in range(frames)]
+    ).contiguous()
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(1, 0), (0, 2), (-2, 1)])
+def test_finds_a_pan(dx, dy):
+    motion = estimate_motion(panning(dx, dy), np.array([0, 5, 10]))
+    assert motion.shape == (2, 2, 4, 4)
+    inner = motion[..., 1:3, 1:3].mean(dim=(0, 2, 3))
+    np.testing.assert_allclose(inner.numpy(), [5 * dx, 5 * dy], atol=0.7)
+
+
+def test_a_still_scene_does_not_move():
+    still = panning(0, 0)
+    assert estimate_motion(still, np.array([0, 10])).abs().max() < 0.25
+
+
+def test_nothing_moves_across_a_cut():
+    frames = torch.cat([panning(1, 0, frames=5), -panning(0, 1, frames=5)])
+    motion = estimate_motion(frames, np.array([0, 4, 5, 9]))
+    assert (motion[1] == 0).all()
+
+
+def test_one_frame_has_no_motion():
+    assert estimate_motion(panning(0, 0, frames=1), np.array([0])).shape[0] == 0

@@ -1,0 +1,73 @@
+"""Motion between key frames: where frames lie, which way things move, and that nothing moves where nothing is said."""
+
+import numpy as np
+import pytest
+import torch
+
+from player.motion import Between, frames_between, motion_grid, warp
+
+
+@pytest.fixture
+def picture():
+    """A smooth random picture [1, 3, 32, 64]."""
+    noise = torch.rand(1, 3, 8, 16, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(noise, size=(32, 64), mode="bicubic")
+
+
+def test_frames_lie_between_their_key_prompts():
+    between = Between.of(np.array([0, 4, 6]), 7)
+    assert between.left.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert between.share.tolist() == [0, 0.25, 0.5, 0.75, 0, 0.5, 1]
+    assert between[torch.tensor([5, 1])].left.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("height", "width", "grid"), [(256, 256, (8, 8)), (512, 256, (16, 8)), (16, 16, (1, 1))])
+def test_one_vector_for_32_pixels(height, width, grid):
+    assert motion_grid(height, width) == grid
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(3, 0), (0, -2), (5, 4)])
+def test_warp_reads_at_the_displaced_place(picture, dx, dy):
+    displacement = torch.tensor([float(dx), float(dy)])[None, :, None, None].expand(1, 2, 32, 64)
+    moved = warp(picture, displacement)
+    rows, columns = torch.arange(8, 24), torch.arange(8, 56)
+    expected = picture[:, :, rows + dy][..., columns + dx]
+    torch.testing.assert_close(moved[:, :, rows][..., columns], expected, atol=1e-5, rtol=0)
+
+
+def test_the_border_continues(picture):
+    left = warp(picture, torch.tensor([-100.0, 0.0])[None, :, None, None].expand(1, 2, 32, 64))
+    torch.testing.assert_close(left, picture[..., :1].expand_as(picture), atol=1e-5, rtol=0)
+
+
+def test_key_frames_stay_what_they_are(picture):
+    keys = torch.cat([picture, 1 - picture, picture.flip(3)])
+    motion = torch.full((2, 2, 1, 2), 7.0)
+    shown = frames_between(keys, motion, Between.of(np.array([0, 4, 6]), 7))
+    torch.testing.assert_close(shown[[0, 4, 6]], keys, atol=1e-5, rtol=0)
+
+
+def test_no_motion_is_a_fade(picture):
+    keys = torch.cat([picture, 1 - picture])
+    shown = frames_between(keys, torch.zeros(1, 2, 1, 2), Between.of(np.array([0, 4]), 5))
+    torch.testing.assert_close(shown[1], 0.75 * keys[0] + 0.25 * keys[1], atol=1e-5, rtol=0)
+
+
+def test_a_moving_picture_moves_instead_of_fading(picture):
+    keys = torch.cat([picture, picture.roll(8, dims=3)])  # content moves 8 pixels to the right
+    motion = torch.zeros(1, 2, 1, 2)
+    motion[:, 0] = 8
+    shown = frames_between(keys, motion, Between.of(np.array([0, 4]), 5))
+    for frame in range(5):
+        expected = picture.roll(2 * frame, dims=3)[0]
+        torch.testing.assert_close(shown[frame, ..., 16:48], expected[..., 16:48], atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_key_frames_and_motion(picture):
+    keys = torch.cat([picture, picture.roll(8, dims=3)]).requires_grad_(True)
+    motion = torch.ones(1, 2, 1, 2).requires_grad_(True)
+    frames_between(keys, motion, Between.of(np.array([0, 4]), 5)).square().sum().backward()
+    assert keys.grad is not None
+    assert keys.grad.abs().sum() > 0
+    assert motion.grad is not None
+    assert (motion.grad.abs() > 0).all()
