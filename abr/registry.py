@@ -22,11 +22,14 @@ from abr.dynamic import dynamic
 from abr.errors import AbrError, OptionError, PluginError, UnknownControllerError
 from abr.fast_mpc import FastMpc
 from abr.fixed import Fixed, highest_controller, lowest_controller
+from abr.fugu import Fugu
 from abr.l2a import L2A
 from abr.layered import layered_bola, layered_mpc
 from abr.linear_buffer import IndexMap, SizeMap
 from abr.lolp import LoLPlus
 from abr.mpc import mpc_controller, quality_mpc_controller, robust_mpc_controller
+from abr.oracle import Oracle
+from abr.pensieve import Pensieve
 from abr.rate_based import Festive, HarmonicRate
 from abr.throughput import ewma_controller, harmonic_controller
 from abr.throughput_rule import throughput_rule
@@ -52,6 +55,7 @@ BUILT_IN: dict[str, Callable[..., Abr]] = {
     "fastmpc": FastMpc,
     "festive": Festive,
     "fixed": Fixed,
+    "fugu": Fugu,
     "highest": highest_controller,
     "l2a": L2A,
     "layered_bola": layered_bola,
@@ -59,6 +63,8 @@ BUILT_IN: dict[str, Callable[..., Abr]] = {
     "lolp": LoLPlus,
     "lowest": lowest_controller,
     "mpc": mpc_controller,
+    "oracle": Oracle,
+    "pensieve": Pensieve,
     "puffer_bba": SizeMap,
     "quality_mpc": quality_mpc_controller,
     "rb": HarmonicRate,
