@@ -317,10 +317,12 @@ class Trainer:
             part.eval()
 
     def save_samples(self, path: Path) -> None:
-        """Write a grid: held-out pictures; the autoencoder; ranks from 2 by octaves."""
+        """Write a grid: held-out pictures; the autoencoder, until all is trained together; ranks from 2 by octaves."""
         self._evaluating()
         frames = self.held.centres(self.config.size, 8).to(self.device)
-        ranks: list[int | None] = [None, *_octaves(self.config.rank)] if self.stage else [None]
+        ranks: list[int | None] = [*_octaves(self.config.rank)] if self.stage else []
+        if self.stage < 2:
+            ranks.insert(0, None)
         rows = [frames, *(self.reconstruct(frames, rank) for rank in ranks)]
         grid = torch.stack(rows).clamp(-1, 1).add(1).mul(127.5).round().byte()  # [rows, N, 3, H, W]
         image = grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [rows * H, N * W, 3]
@@ -331,7 +333,10 @@ class Trainer:
         self._evaluating()
         frames = self.held.centres(self.config.size)
         out = {}
-        for rank in [None, 1, *_octaves(self.config.rank)]:
+        ranks: list[int | None] = [1, *_octaves(self.config.rank)]
+        if self.stage < 2:  # trained together, UNet and decoder leave the autoencoder's latents behind
+            ranks.insert(0, None)
+        for rank in ranks:
             errors = []
             for batch in frames.split(16):
                 output = self.reconstruct(batch.to(self.device), rank).clamp(-1, 1).cpu()
