@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from abr import Abandoning, Abr, AbrError, Decision, Ladder, Learning, Observation, Outcome, Progress, Upgrading
+from player.request import InFlight
 
 
 class Adviser:
@@ -41,10 +42,15 @@ class Adviser:
             raise AbrError(f"controller {self._name} names no segment to upgrade")
         return decision
 
-    def abandon(self, progress: Progress) -> int | None:
+    def abandon(
+        self, in_flight: InFlight, observation: Observation, received_bytes: int, first_byte_s: float | None
+    ) -> int | None:
         """Return the representation to fetch instead of the one under way, or None to go on."""
         if self._abandoning is None:
             return None
+        request = in_flight.request
+        size_bytes, sent_s = request.size_bytes, in_flight.sent_s
+        progress = Progress(observation, request.representation, size_bytes, received_bytes, sent_s, first_byte_s)
         target = self._abandoning.abandon(progress)
         if target is None:
             return None

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from abr import AbrError, ThroughputSample
 from player.config import PlayerConfig
+from player.errors import SessionError
+from player.playback import CLOCK_TOLERANCE_S
 
 MAX_BACKOFF_S = 60.0
 """Longest pause between two attempts."""
@@ -91,6 +94,26 @@ class InFlight:
     init_bytes: int
     """Part of the request's size."""
 
+    def measure(self, transfer: TransferLike, now_s: float) -> ThroughputSample:
+        """Return what a whole answer tells of the link; SessionError if it cannot be the answer to this request."""
+        expected_bytes = self.request.size_bytes
+        if transfer.size_bytes != expected_bytes:
+            raise SessionError(f"{transfer.size_bytes} bytes arrived, but {expected_bytes} were requested")
+        if transfer.finish_s > now_s + CLOCK_TOLERANCE_S or transfer.request_s < self.sent_s - CLOCK_TOLERANCE_S:
+            raise SessionError(f"{transfer} does not lie between its request at {self.sent_s} s and now, {now_s} s")
+        return _sample(transfer.size_bytes, (transfer.request_s, transfer.first_byte_s, transfer.finish_s))
+
+    def measure_part(self, received_bytes: int, first_byte_s: float | None, now_s: float) -> ThroughputSample | None:
+        """Return what the part that had arrived by `now_s` tells of the link, if anything."""
+        if first_byte_s is None or received_bytes == 0:
+            return None
+        return _sample(received_bytes, (self.sent_s, first_byte_s, now_s), complete=False)
+
+    def check_received(self, received_bytes: int) -> None:
+        """Raise SessionError if an answer cannot have that many bytes."""
+        if not 0 <= received_bytes <= self.request.size_bytes:
+            raise SessionError(f"{received_bytes} bytes received of {self.request.size_bytes}")
+
 
 @dataclass(frozen=True)
 class Delivered:
@@ -103,3 +126,10 @@ class Delivered:
     def segment(self) -> int:
         """The segment."""
         return self.fetched.request.segment
+
+
+def _sample(size_bytes: int, times_s: tuple[float, float, float], *, complete: bool = True) -> ThroughputSample:
+    try:
+        return ThroughputSample(size_bytes, *times_s, complete=complete)
+    except AbrError as error:
+        raise SessionError(f"impossible transfer: {error}") from error

@@ -24,13 +24,11 @@ from collections import deque
 
 from abr import (
     Abr,
-    AbrError,
     Buffered,
     Decision,
     Ladder,
     Observation,
     Outcome,
-    Progress,
     RateEstimate,
     SlowStartEstimator,
     ThroughputSample,
@@ -40,7 +38,7 @@ from player.config import PlayerConfig
 from player.errors import SessionError
 from player.events import Event, RequestAbandoned, RequestFailed, SegmentPlayed, SegmentSkipped, SegmentUpgraded
 from player.log import SegmentRow, SessionLog, build_log
-from player.playback import CLOCK_TOLERANCE_S, MEDIA_TOLERANCE_S, Playback, PlaybackState
+from player.playback import MEDIA_TOLERANCE_S, Playback, PlaybackState
 from player.request import Action, Delivered, Finished, InFlight, Pending, Request, TransferLike, Wait
 from player.stock import Stock
 
@@ -149,7 +147,7 @@ class Session:
         """
         in_flight = self._expect_in_flight("on_progress")
         request = in_flight.request
-        self._check_received(received_bytes)
+        in_flight.check_received(received_bytes)
         self._advance(now_s)
         if received_bytes == request.size_bytes:
             return False
@@ -158,15 +156,7 @@ class Session:
                 return False
             self._abandon(None, received_bytes, first_byte_s)  # its first frame is on the screen: too late
             return True
-        progress = Progress(
-            observation=self._observe(request.segment),
-            representation=request.representation,
-            size_bytes=request.size_bytes,
-            received_bytes=received_bytes,
-            request_s=in_flight.sent_s,
-            first_byte_s=first_byte_s,
-        )
-        target = self._adviser.abandon(progress)
+        target = self._adviser.abandon(in_flight, self._observe(request.segment), received_bytes, first_byte_s)
         if target is not None:
             self._abandon(target, received_bytes, first_byte_s)
         return target is not None
@@ -175,16 +165,7 @@ class Session:
         """Take in the answer to the request in flight, whole."""
         in_flight = self._expect_in_flight("on_complete")
         request = in_flight.request
-        if transfer.size_bytes != request.size_bytes:
-            raise SessionError(f"{transfer.size_bytes} bytes arrived, but {request.size_bytes} were requested")
-        if transfer.finish_s > now_s + CLOCK_TOLERANCE_S or transfer.request_s < in_flight.sent_s - CLOCK_TOLERANCE_S:
-            raise SessionError(
-                f"{transfer} does not lie between its request at {in_flight.sent_s} s and now, {now_s} s"
-            )
-        try:
-            sample = ThroughputSample(transfer.size_bytes, transfer.request_s, transfer.first_byte_s, transfer.finish_s)
-        except AbrError as error:
-            raise SessionError(f"impossible transfer: {error}") from error
+        sample = in_flight.measure(transfer, now_s)
         self._advance(now_s)
         self._samples.append(sample)
         self._stock.take_in(request)
@@ -211,7 +192,7 @@ class Session:
         """
         in_flight = self._expect_in_flight("on_error")
         request, pending = in_flight.request, self._expect_pending()
-        self._check_received(received_bytes)
+        in_flight.check_received(received_bytes)
         self._advance(now_s)
         self._throw_away(received_bytes, first_byte_s)
         row = self._rows[request.segment]
@@ -278,22 +259,16 @@ class Session:
         """End the request in flight without a segment; count and measure what had arrived."""
         in_flight, self._in_flight = self._expect_in_flight("the end of a request"), None
         self._rows[in_flight.request.segment].wasted_bytes += received_bytes
-        if first_byte_s is not None and received_bytes > 0 and self.state is not PlaybackState.ENDED:
-            times_s = (in_flight.sent_s, first_byte_s, self._clock.now_s)
-            try:
-                self._samples.append(ThroughputSample(received_bytes, *times_s, complete=False))
-            except AbrError as error:
-                raise SessionError(f"impossible transfer: {error}") from error
+        if self.state is PlaybackState.ENDED:  # an upgrade that nobody waits for any more
+            return
+        sample = in_flight.measure_part(received_bytes, first_byte_s, self._clock.now_s)
+        if sample is not None:
+            self._samples.append(sample)
 
     def _note(self, event: Event) -> None:
         """Log an event; what becomes of an upgrade under way after the end is no part of the session."""
         if self._clock.state is not PlaybackState.ENDED:
             self._clock.events.append(event)
-
-    def _check_received(self, received_bytes: int) -> None:
-        size_bytes = self._expect_in_flight("a report of bytes").request.size_bytes
-        if not 0 <= received_bytes <= size_bytes:
-            raise SessionError(f"{received_bytes} bytes received of {size_bytes}")
 
     def _abandon(self, target: int | None, received_bytes: int, first_byte_s: float | None) -> None:
         """Give up the request in flight; fetch its segment in `target` next, or (None) decide afresh."""
