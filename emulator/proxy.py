@@ -212,6 +212,7 @@ class _Pair:
         """Send what a side has written to the other one."""
         now_us = self._proxy.catch_up()
         if side is self.client:
+            self._connection.down.acknowledge(now_us)  # a request carries what is still to be acknowledged
             self._connection.up.write(now_us, data, self.server.write)
         else:
             self._connection.down.write(now_us, data, self.client.write)

@@ -3,7 +3,7 @@
 `Network` owns the two directions of the path and handles everything that is due strictly in the order of time, so a
 driver that wakes late delivers late, but does not shift the schedule behind it. The rules of what counts on the link
 are those of `emulator.packet`: full packets of `mss_bytes` and 56 bytes of headers, a handshake before the first
-request, one acknowledgement per downlink packet on the uplink. Acknowledgements of the client's data ride on responses.
+request, delayed acknowledgements on the uplink. Acknowledgements of the client's data ride on responses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Callable
 from functools import partial
 
 from emulator.config import CONTROL_BYTES, HEADER_BYTES, LinkConfig
+from emulator.connection import Client as Receiver
 from emulator.elements import BernoulliLoss
+from emulator.errors import RealTimeError
 from emulator.link import Link
 from emulator.path import NEVER_US, Path, downlink_path, uplink_path
 from emulator.queues import PacketQueue
@@ -51,6 +53,8 @@ class Network:
         keep_log: bool = False,
         keep_uplink_log: bool = False,
     ) -> None:
+        if config.uplink_loss or config.off_s:
+            raise RealTimeError("byte streams have no uplink_loss and no outages (off_s); the shell has uplink loss")
         if queue is None:
             queue = config.create_queue()
         self.config = config
@@ -137,8 +141,8 @@ class Stream:
         self._mss_bytes = config.mss_bytes
         self._waiting: dict[int, tuple[int, Deliver]] = {}  # segment: its size on the link, what delivers it
         self._pushed = 0  # segments
-        self._expected = 0  # the segment that the receiver waits for
-        self._early: set[int] = set()  # segments that came ahead of it
+        self._delivered = 0  # segments
+        self._receiver = Receiver(config)
         self._backlog_bytes = 0
         self._room_bytes = _LEAST_BUFFER_BYTES
         self._held = False
@@ -147,14 +151,25 @@ class Stream:
     @property
     def timer_us(self) -> int:
         """When `on_time` has something to do."""
-        timer_us = None if self._stopped else self._sender.timer_us
-        return NEVER_US if timer_us is None else math.ceil(timer_us)
+        if self._stopped:
+            return NEVER_US
+        timer_us = self._sender.timer_us
+        return min(NEVER_US if timer_us is None else math.ceil(timer_us), self._receiver.ack_due_us)
 
     def on_time(self, now_us: int) -> None:
-        """Tell the sender if its timer has run out."""
-        if self.timer_us <= now_us:
+        """Tell the sender if its timer has run out; send an acknowledgement that was put off long enough."""
+        if self._stopped:
+            return
+        if self._receiver.ack_due_us <= now_us:
+            self.acknowledge(now_us)
+        timer_us = self._sender.timer_us
+        if timer_us is not None and timer_us <= now_us:
             self._sender.on_timer(now_us)
             self._send(now_us)
+
+    def acknowledge(self, now_us: int) -> None:
+        """Acknowledge what has arrived and is not yet acknowledged."""
+        self._send_acks(now_us, self._receiver.take_pending())
 
     def write(self, now_us: int, data: bytes, deliver: Callable[[bytes], None]) -> None:
         """Send payload; `deliver` gets it piece by piece as it arrives in order."""
@@ -187,21 +202,25 @@ class Stream:
         self._mind_backlog()
 
     def _receive(self, transmission: Transmission, now_us: int) -> None:
-        """Take in a packet at the far end, and acknowledge it."""
-        if transmission.segment >= self._expected:
-            self._early.add(transmission.segment)
-        while self._expected in self._early and not self._stopped:
-            self._early.remove(self._expected)
-            size_bytes, deliver = self._waiting.pop(self._expected)
-            self._expected += 1
+        """Take in a packet at the far end, deliver what is in order, acknowledge what is due."""
+        if self._stopped:
+            return
+        acknowledged = self._receiver.receive(now_us, transmission)
+        self._receiver.progress.clear()  # its record of a message's progress, which nobody reads here
+        while self._delivered < self._receiver.expected and not self._stopped:
+            size_bytes, deliver = self._waiting.pop(self._delivered)
+            self._delivered += 1
             self._backlog_bytes -= size_bytes
             deliver(now_us)
-        if not self._stopped:
-            self._return_path.arrive(now_us, HEADER_BYTES, partial(self._acknowledge, transmission))
+        self._send_acks(now_us, acknowledged)
 
-    def _acknowledge(self, transmission: Transmission, now_us: int) -> None:
+    def _send_acks(self, now_us: int, acknowledged: list[Transmission]) -> None:
+        if acknowledged and not self._stopped:
+            self._return_path.arrive(now_us, HEADER_BYTES, partial(self._take_acks, acknowledged))
+
+    def _take_acks(self, acknowledged: list[Transmission], now_us: int) -> None:
         if not self._stopped:
-            self._sender.on_ack(now_us, transmission)
+            self._sender.on_acks(now_us, acknowledged)
             self._send(now_us)
 
     def _mind_backlog(self) -> None:

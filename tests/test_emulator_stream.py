@@ -6,6 +6,7 @@ import pytest
 
 from emulator import LinkConfig, create_transport
 from emulator.config import HEADER_BYTES
+from emulator.errors import RealTimeError
 from emulator.path import NEVER_US
 from emulator.stream import BUFFER_BYTES, Connection, Network
 from traces import load_trace
@@ -41,7 +42,9 @@ class Exchange:
 
 
 @pytest.mark.parametrize("size_bytes", [1, 28_000, 300_000])
-@pytest.mark.parametrize("fields", [{}, {"queue_packets": 20}, {"queue": "infinite", "delay_ms": 3.7}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"queue_packets": 20}, {"queue": "infinite", "delay_ms": 3.7}, {"quick_acks": 0}]
+)
 def test_an_object_takes_as_long_as_in_the_packet_model(size_bytes, fields):
     trace = load_trace("lte", share=10)
     config = LinkConfig(model="packet", **fields)
@@ -102,3 +105,9 @@ def test_connections_share_the_link():
         network.run(network.next_us)
     assert min(one.finish_us for one in pair) > alone.finish_us
     assert all(math.isfinite(one.finish_us) and bytes(one.received[HEADER:]) == one.body for one in pair)
+
+
+@pytest.mark.parametrize("fields", [{"uplink_loss": 0.1}, {"off_s": 1.0}])
+def test_what_streams_do_not_emulate_is_refused(fields):
+    with pytest.raises(RealTimeError):
+        Network(load_trace("lte"), LinkConfig(**fields))
