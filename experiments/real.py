@@ -6,6 +6,7 @@ network namespace's link, kernel TCP and all. docs/emulation.md says what each c
 
 import json
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from abr import known_options
 from abr.config import AbrConfig
@@ -99,10 +102,9 @@ def _over_proxy(
 def _over_shell(
     url: str, codec: str, programme: Programme, trace: Trace, config: RunConfig, record: Path, scratch: Path
 ) -> float | None:
-    """Run the player inside the emulator's shell; return when the turned trace's time 0 was."""
+    """Run the player inside the emulator's shell; return when the trace proper began."""
     lead_s = config.real.lead_s
-    turned = trace.starting_at(-lead_s % trace.duration_s)
-    write_mahimahi(turned, scratch / "trace.mm")
+    write_mahimahi(after_lead(trace, lead_s, 3 * programme.duration_s + 600), scratch / "trace.mm")
     parts = urlsplit(url)
     inside = parts._replace(netloc=f"{SHELL_HOST}:{parts.port}").geturl()
     options = [f"--{name.replace('_', '-')}={getattr(config.link, name)}" for name in _link_options(config)]
@@ -117,6 +119,15 @@ def _over_shell(
     shell = [sys.executable, "-m", "emulator", "shell", "--trace", str(scratch / "trace.mm"), *options]
     _wait([*shell, "--", "sh", "-c", script, str(note), *player], "the player in the emulator's shell")
     return int(note.read_text()) / 1e9 + lead_s
+
+
+def after_lead(trace: Trace, lead_s: float, duration_s: float) -> Trace:
+    """Return ``duration_s`` of a trace, or more, behind a lead of 12 Mbit/s for what comes before the session."""
+    lead_ms = round(1000 * lead_s)
+    laps = math.ceil(1000 * duration_s / trace.period_ms)
+    starts_ms = lead_ms + trace.period_ms * np.arange(laps)
+    times = [np.arange(1, lead_ms), *(start_ms + trace.opportunities_ms for start_ms in starts_ms)]
+    return Trace(f"{trace.name} after {lead_s:g} s", np.concatenate(times), lead_ms + laps * trace.period_ms)
 
 
 def _link_options(config: RunConfig) -> list[str]:

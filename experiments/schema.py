@@ -55,8 +55,8 @@ class RealConfig:
     shaper: str = PROXY
     """proxy: the emulator's TCP proxy, without privileges; shell: a network namespace around the player."""
     lead_s: float = 20.0
-    """shell: the link runs from the start of the player's process on. The session begins this much later, and the trace
-    is turned by as much, so that its beginning meets the session's."""
+    """shell: the link runs from the start of the player's process on. The session, and the trace with it, begins this
+    much later; until then the link is fast, for the manifest."""
 
     def __post_init__(self) -> None:
         if self.shaper not in SHAPERS:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,7 +12,7 @@ from abr.config import AbrConfig
 from emulator import LinkConfig
 from experiments import run
 from experiments.errors import ExperimentError
-from experiments.real import check_real, play_real
+from experiments.real import after_lead, check_real, play_real
 from experiments.schema import RealConfig, RunConfig
 from experiments.series import header_line
 from experiments.stream import stream
@@ -70,6 +71,15 @@ def test_a_session_in_the_shell_begins_with_the_trace(programme: Programme, trac
     assert real.result.summary["segments"] == 4
     assert real.result.segments["finish_s"][0] >= 0.18
     assert real.lead_s >= -0.001
+
+
+def test_the_trace_follows_its_lead_unchanged() -> None:
+    uneven = Trace("uneven", np.array([0, 30, 30, 100]), 100)
+    led = after_lead(uneven, 0.5, 0.25)
+    assert led.period_ms == 800
+    times = led.opportunities_ms
+    assert times[times < 500].tolist() == list(range(1, 500))
+    assert (times[times >= 500] - 500).tolist() == [0, 30, 30, 100, 100, 130, 130, 200, 200, 230, 230, 300]
 
 
 @pytest.mark.parametrize("setting", ["mss_bytes", "initial_window_packets"])
