@@ -208,7 +208,8 @@ class FluidTransport(Rewindable):
         if count > 1 and last_us > flow.deadline_us:  # nobody answers later ones
             count = max(self._delivered_by(flow, flow.deadline_us) - flow.acked, 1)
             last_us = self._departure_us(flow, flow.acked + count - 1)
-        if self._ack_every > 1 and flow.acked:  # the first of several waits for the others
+        if self._ack_every > 1 and not flow.fresh_losses and flow.acked > flow.recovery_end:
+            # The first of several waits for the others; next to a gap nothing waits.
             together = min(flow.acked + self._ack_every, flow.admitted) - 1
             first_us = self._departure_us(flow, together)
             last_us = max(first_us, last_us)
