@@ -68,7 +68,7 @@ def delta_rates(study: Study, conditions: str) -> Figure | None:
     with paper_style():
         figure, axes = plt.subplots(
             1, len(study.metrics), squeeze=False, sharey=True, layout="constrained",
-            figsize=(PAGE_IN, 1.6 + 0.15 * len(clips)),
+            figsize=(PAGE_IN, 2.2 + 0.15 * len(clips)),
         )  # fmt: skip
         for metric, axis in zip(study.metrics, axes[0], strict=True):
             own = rows[rows["metric"] == metric]

@@ -193,7 +193,7 @@ def _start_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and stops handing out tasks
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and silently; builds survive that
     logging.basicConfig(level=logging.ERROR)
 
 
