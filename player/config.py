@@ -18,6 +18,9 @@ class PlayerConfig:
     """Playback starts once this much is rendered, or the buffer is full, or nothing more is to come."""
     rebuffer_s: float = 2.0
     """Playback resumes under the same conditions with this much."""
+    conceal_s: float = 0.0
+    """A stop is first filled with frames made up from the last prompt for this long: logged as concealed, neither
+    played nor rebuffered. Playback then goes on where it was. 0: off."""
     timeout_s: float = 10.0
     """A request is given up after this long."""
     retries: int = 3
@@ -38,7 +41,7 @@ class PlayerConfig:
         for name in ("buffer_s", "timeout_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise SessionError(f"player.{name} must be positive, not {getattr(self, name)}")
-        for name in ("startup_s", "rebuffer_s", "backoff_s", "min_wait_s"):
+        for name in ("startup_s", "rebuffer_s", "backoff_s", "min_wait_s", "conceal_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise SessionError(f"player.{name} must be 0 or more, not {getattr(self, name)}")
         if self.retries < 0:

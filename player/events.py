@@ -84,6 +84,24 @@ class RebufferingEnded(Event):
 
 
 @dataclass(frozen=True)
+class ConcealmentStarted(Event):
+    """Media is late, and the player goes on with frames it makes up; `segment` is the one it waits for."""
+
+
+@dataclass(frozen=True)
+class ConcealmentEnded(Event):
+    """The late media is there, or the player has made up frames for as long as it may and stands still."""
+
+    duration_s: float
+    """How long frames were made up."""
+
+    @property
+    def value(self) -> float:
+        """The duration in seconds."""
+        return self.duration_s
+
+
+@dataclass(frozen=True)
 class RequestFailed(Event):
     """A request brought no whole segment."""
 
@@ -150,6 +168,8 @@ _NAMES: dict[type[Event], str] = {
     RepresentationSwitched: "switch",
     RebufferingStarted: "rebuffering_start",
     RebufferingEnded: "rebuffering_end",
+    ConcealmentStarted: "concealment_start",
+    ConcealmentEnded: "concealment_end",
     RequestAbandoned: "abandon",
     SegmentUpgraded: "upgrade",
     SegmentSkipped: "skip",

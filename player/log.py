@@ -144,10 +144,11 @@ class SessionLog:
 def build_log(rows: Sequence[SegmentRow], playback: Playback, ladder: Ladder) -> SessionLog:
     """Make the tables of a session.
 
-    Summary: startup_delay_s + played_s + rebuffered_s = elapsed_s; rebuffering_ratio = rebuffered / (played +
-    rebuffered); rebuffering_count; switches between segments played one after the other; mean_bitrate_bps = bytes of
-    downloaded segments and their init segments * 8 / their playing time; downloaded_bytes, wasted_bytes; segments
-    downloaded; skipped_segments and skipped_s; timeouts, errors, retries, abandonments, upgrades; ended (1 or 0).
+    Summary: startup_delay_s + played_s + concealed_s + rebuffered_s = elapsed_s; rebuffering_ratio = rebuffered /
+    (played + concealed + rebuffered); rebuffering_count; switches between segments played one after the other;
+    mean_bitrate_bps = bytes of downloaded segments and their init segments * 8 / their playing time;
+    downloaded_bytes, wasted_bytes; segments downloaded; skipped_segments and skipped_s; timeouts, errors, retries,
+    abandonments, upgrades; ended (1 or 0).
     """
     events = playback.events
     ended = playback.state is PlaybackState.ENDED
@@ -167,12 +168,13 @@ def _summary(rows: Sequence[SegmentRow], playback: Playback, events: Sequence[Ev
     downloaded = [row for row in rows if row.downloaded]
     size_bytes = sum(row.size_bytes + row.init_bytes for row in downloaded)
     media_s = sum(row.duration_s for row in downloaded)
-    watched_s = playback.played_s + playback.rebuffered_s
+    watched_s = playback.played_s + playback.concealed_s + playback.rebuffered_s
     failures = [event for event in events if isinstance(event, RequestFailed)]
     return {
         "startup_delay_s": playback.startup_delay_s,
         "played_s": playback.played_s,
         "rebuffered_s": playback.rebuffered_s,
+        "concealed_s": playback.concealed_s,
         "elapsed_s": playback.now_s - playback.start_s,
         "rebuffering_ratio": playback.rebuffered_s / watched_s if watched_s > 0 else 0.0,
         "rebuffering_count": sum(isinstance(event, RebufferingStarted) for event in events),

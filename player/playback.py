@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from player.errors import SessionError
 from player.events import (
+    ConcealmentEnded,
+    ConcealmentStarted,
     Event,
     PlaybackEnded,
     PlaybackStarted,
@@ -32,6 +34,7 @@ class PlaybackState(enum.Enum):
 
     STARTUP = "startup"
     PLAYING = "playing"
+    CONCEALING = "concealing"
     REBUFFERING = "rebuffering"
     ENDED = "ended"
 
@@ -58,8 +61,10 @@ class _Queued:
 class Playback:
     """Playhead and rendered media. The session tells it the time, what was rendered, and when it may start."""
 
-    def __init__(self, start_s: float) -> None:
+    def __init__(self, start_s: float, *, conceal_s: float = 0.0) -> None:
+        """Args: conceal_s: how long a stop may be filled with made-up frames before it is rebuffering."""
         self.start_s = start_s
+        self._conceal_s = conceal_s
         self.now_s = start_s
         self.state = PlaybackState.STARTUP
         self.played_s = 0.0
@@ -67,8 +72,8 @@ class Playback:
         self.events: list[Event] = []
         self.spans: list[Span] = []
         self._startup_delay_s: float | None = None
-        self._stalls_s: list[float] = []
-        self._stall_start_s = 0.0
+        self._ended_stops_s: list[float] = []
+        self._stop_start_s = 0.0
         self._closed = False
         self._queue: deque[_Queued] = deque()
         self._last: _Queued | None = None
@@ -87,13 +92,12 @@ class Playback:
     @property
     def rebuffered_s(self) -> float:
         """Seconds that playback stood still after it had begun, an unfinished stop included."""
-        current_s = self.now_s - self._stall_start_s if self.state is PlaybackState.REBUFFERING else 0.0
-        return sum(self._stalls_s) + current_s
+        return sum(self._rebuffered_part_s(stop_s) for stop_s in self._stops_s())
 
     @property
-    def stalls(self) -> int:
-        """How often playback stood still after it had begun."""
-        return len(self._stalls_s) + (self.state is PlaybackState.REBUFFERING)
+    def concealed_s(self) -> float:
+        """Seconds filled with made-up frames while the media was late."""
+        return sum(self._stops_s()) - self.rebuffered_s
 
     def advance(self, now_s: float) -> None:
         """Let time pass: show what can be shown, and note when it ran out."""
@@ -102,6 +106,8 @@ class Playback:
         if self.state is PlaybackState.ENDED:
             return
         now_s = max(now_s, self.now_s)
+        if self.state is PlaybackState.CONCEALING:
+            self._stop_concealing(now_s)
         if self.state is PlaybackState.PLAYING:
             span = self.spans[-1]
             reach_s = span.content_s + (now_s - span.wall_s)
@@ -113,9 +119,11 @@ class Playback:
                 self._end(now_s)
             elif reach_s > self.rendered_s + MEDIA_TOLERANCE_S:
                 self.played_s = self.rendered_s
-                self._stall_start_s = min(run_out_s, now_s)
-                self.state = PlaybackState.REBUFFERING
-                self.events.append(RebufferingStarted(self._stall_start_s, self._awaited))
+                self._stop_start_s = min(run_out_s, now_s)
+                self.state = PlaybackState.CONCEALING
+                if self._conceal_s > 0:
+                    self.events.append(ConcealmentStarted(self._stop_start_s, self._awaited))
+                self._stop_concealing(now_s)
             else:
                 self.played_s = min(reach_s, self.rendered_s)
         self.now_s = now_s
@@ -151,7 +159,7 @@ class Playback:
             self._startup_delay_s = now_s - self.start_s
             self.events.append(PlaybackStarted(now_s, first, self._startup_delay_s))
         else:
-            self._finish_stall(now_s)
+            self._finish_stop(now_s)
         self.state = PlaybackState.PLAYING
         self.spans.append(Span(now_s, self.played_s))
         self._show(self.played_s)
@@ -168,16 +176,37 @@ class Playback:
                 self.events.append(switched)
             self.events.append(SegmentPlayed(time_s, item.segment, item.representation))
 
-    def _finish_stall(self, now_s: float) -> None:
+    def _stops_s(self) -> list[float]:
+        """Return how long each stop lasted, the present one included."""
+        stopped = self.state in (PlaybackState.CONCEALING, PlaybackState.REBUFFERING)
+        return [*self._ended_stops_s, self.now_s - self._stop_start_s] if stopped else self._ended_stops_s
+
+    def _rebuffered_part_s(self, stop_s: float) -> float:
+        """Return how much of a stop of `stop_s` was not concealed."""
+        return max(stop_s - self._conceal_s, 0.0)
+
+    def _stop_concealing(self, now_s: float) -> None:
+        """Stand still from the moment on at which the stop has been concealed as long as may be."""
+        if now_s - self._stop_start_s >= self._conceal_s:
+            end_s = self._stop_start_s + self._conceal_s
+            if self._conceal_s > 0:
+                self.events.append(ConcealmentEnded(end_s, self._awaited, self._conceal_s))
+            self.state = PlaybackState.REBUFFERING
+            self.events.append(RebufferingStarted(end_s, self._awaited))
+
+    def _finish_stop(self, now_s: float) -> None:
         """Note the end of a stop."""
-        duration_s = now_s - self._stall_start_s
-        self._stalls_s.append(duration_s)
-        self.events.append(RebufferingEnded(now_s, self._queue[0].segment if self._queue else None, duration_s))
+        stop_s, awaited = now_s - self._stop_start_s, self._queue[0].segment if self._queue else None
+        self._ended_stops_s.append(stop_s)
+        if self.state is PlaybackState.REBUFFERING:
+            self.events.append(RebufferingEnded(now_s, awaited, self._rebuffered_part_s(stop_s)))
+        else:
+            self.events.append(ConcealmentEnded(now_s, awaited, stop_s))
 
     def _end(self, time_s: float) -> None:
         """Note the end of the programme."""
-        if self.state is PlaybackState.REBUFFERING:
-            self._finish_stall(time_s)
+        if self.state in (PlaybackState.CONCEALING, PlaybackState.REBUFFERING):
+            self._finish_stop(time_s)
         elif self.state is PlaybackState.STARTUP:
             self._startup_delay_s = time_s - self.start_s
         self.state = PlaybackState.ENDED

@@ -13,7 +13,8 @@ downloaded and not yet played, rendered or not; one longer than the cap is reque
 request is repeated `retries` times with growing pauses, then as often at the lowest representation (hls.js's emergency
 switch); then the segment is skipped and playback jumps the gap (dash.js): its time counts as neither played nor
 rebuffered. A controller may have a buffered segment fetched again in a better representation, or its missing layers,
-until its first frame is shown. Always: startup + played + rebuffered = elapsed.
+until its first frame is shown. With `conceal_s` a stop begins with made-up frames, and stands still only after that.
+Always: startup + played + concealed + rebuffered = elapsed.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Session:
         if self._playback is None:
             if not math.isfinite(now_s):
                 raise SessionError(f"a session cannot start at {now_s} s")
-            self._playback = Playback(now_s)
+            self._playback = Playback(now_s, conceal_s=self.config.conceal_s)
         self._advance(now_s)
         now_s = self._playback.now_s
         if self._playback.state is PlaybackState.ENDED:
@@ -428,7 +429,7 @@ class Session:
         clock = self._clock
         if clock.state is PlaybackState.STARTUP:
             threshold_s = self.config.startup_s
-        elif clock.state is PlaybackState.REBUFFERING:
+        elif clock.state in (PlaybackState.CONCEALING, PlaybackState.REBUFFERING):
             threshold_s = self.config.rebuffer_s
         else:
             return

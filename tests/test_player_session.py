@@ -200,6 +200,40 @@ def test_media_rendered_at_the_very_end_of_the_buffer_is_no_rebuffering():
     assert session.log().summary["rebuffering_count"] == 0
 
 
+# Concealment
+
+
+@pytest.mark.parametrize(
+    ("late_s", "concealed_s", "rebuffered_s", "events"),
+    [
+        (0.5, 0.5, 0.0, [(2.5, "concealment_start"), (3.0, "concealment_end")]),
+        (3.0, 1.0, 2.0, [(2.5, "concealment_start"), (3.5, "concealment_end"), (3.5, "rebuffering_start"),
+                         (5.5, "rebuffering_end")]),
+    ],
+)  # fmt: skip
+def test_a_stop_is_concealed_for_a_while(late_s, concealed_s, rebuffered_s, events):
+    """The first segment plays from 0.5 to 2.5; the second comes late."""
+    session = make_session(ladder=make_ladder((2.0,) * 2), conceal_s=1.0)
+    now_s, _ = fetch(session, 0.0)
+    now_s, _ = fetch(session, now_s, 2.0 + late_s)
+    assert session.state is PlaybackState.PLAYING
+    assert session.next_action(now_s + 2.0) == Finished()
+    summary = session.log().summary
+    assert (summary["concealed_s"], summary["rebuffered_s"]) == pytest.approx((concealed_s, rebuffered_s))
+    assert (summary["played_s"], summary["elapsed_s"]) == pytest.approx((4.0, 4.5 + late_s))
+    stops = [(time_s, name) for time_s, name, _ in names(session) if "concealment" in name or "rebuffering" in name]
+    assert stops == events
+
+
+def test_what_the_viewer_sees_of_a_concealed_stop():
+    session = make_session(conceal_s=1.0)
+    now_s, _ = fetch(session, 0.0)
+    session.next_action(now_s)
+    for time_s, state in ((2.5, "playing"), (2.6, "concealing"), (3.4, "concealing"), (3.6, "rebuffering")):
+        session.next_action(time_s)
+        assert session.state.value == state
+
+
 # The controller's pause
 
 
@@ -641,6 +675,7 @@ def test_one_request_at_a_time():
         {"retries": -1},
         {"render_fps": 0.0},
         {"min_wait_s": -1.0},
+        {"conceal_s": -1.0},
         {"low_buffer_share": 0.0},
         {"low_buffer_share": 1.5},
     ],
@@ -725,6 +760,7 @@ NAMES = ["throughput", "ewma", "bba", "bola", "fixed", *RULES, "script", "fickle
         retries=st.integers(0, 3),
         backoff_s=st.floats(0.0, 2.0),
         min_wait_s=st.sampled_from([0.0, 0.2]),
+        conceal_s=st.sampled_from([0.0, 0.5, 100.0]),
         low_buffer_share=st.sampled_from([None, 0.5]),
         reconsider_abandoned=st.booleans(),
     ),
@@ -744,8 +780,10 @@ def test_what_holds_for_any_session(durations_s, name, layered, wait_s, times_s,
     log, events = session.log(), session.events()
     summary = log.summary
 
-    total_s = summary["startup_delay_s"] + summary["played_s"] + summary["rebuffered_s"]
+    total_s = summary["startup_delay_s"] + summary["played_s"] + summary["concealed_s"] + summary["rebuffered_s"]
     assert total_s == pytest.approx(summary["elapsed_s"], abs=1e-9)
+    concealed_s = sum(event.duration_s for event in events if event.name == "concealment_end")
+    assert concealed_s == pytest.approx(summary["concealed_s"], abs=1e-9)
     assert summary["played_s"] + summary["skipped_s"] == pytest.approx(sum(durations_s), abs=1e-9)
     assert summary["ended"] == 1
 
