@@ -1,6 +1,7 @@
 """Byte streams over the emulated path, in virtual time: the packet model with payload."""
 
 import math
+import random
 
 import pytest
 
@@ -55,6 +56,35 @@ def test_an_object_takes_as_long_as_in_the_packet_model(size_bytes, fields):
     assert bytes(exchange.received[HEADER:]) == exchange.body
     slack_ms = int(trace.opportunity_ms(trace.count_until(expected.finish_s * 1000))) - expected.finish_s * 1000
     assert expected.finish_s * 1e6 <= exchange.finish_us <= (expected.finish_s * 1000 + slack_ms) * 1000 + 1
+
+
+def test_a_connection_in_use_equals_the_packet_model_to_the_microsecond():
+    trace, config, draw = load_trace("lte", share=10), LinkConfig(model="packet"), random.Random(1)
+    transport, network = create_transport(trace, config), Network(trace, config)
+    connection = Connection(network, hold_client=lambda on: None, hold_server=lambda on: None)
+    now_us = 1000
+    for number in range(20):
+        size_bytes = round(10 ** draw.uniform(3, 5.5))
+        received = bytearray()
+
+        def ask(time_us, *, size_bytes=size_bytes, received=received):
+            def answer(time_us):
+                connection.down.write(time_us, bytes(HEADER + size_bytes), received.extend)
+
+            connection.down.acknowledge(time_us)
+            connection.up.push(time_us, config.request_bytes + HEADER_BYTES, answer)
+
+        network.run(now_us)
+        if number == 0:
+            connection.open(now_us, ask)
+        else:
+            ask(now_us)
+        finish_us = now_us
+        while len(received) < HEADER + size_bytes:
+            finish_us = network.next_us
+            network.run(finish_us)
+        assert finish_us == round(transport.request(size_bytes, now_us / 1e6).finish_s * 1e6)
+        now_us = finish_us + draw.choice([1, 100_000, 1_000_000])
 
 
 def test_lost_packets_are_sent_again_and_arrive_in_order():
