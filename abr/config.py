@@ -14,7 +14,7 @@ class AbrConfig:
     """Which controller, and its options; each controller reads the ones it knows."""
 
     name: str = "bola"
-    """throughput, ewma, bba, bola, fixed, or the name of an installed plug-in."""
+    """A built-in controller (`python -m abr list`), or the name of an installed plug-in."""
     representation: int = 0
     """fixed: index in the ladder; -1 is the highest."""
     safety: float = 0.9
@@ -36,7 +36,7 @@ class AbrConfig:
     low_buffer: float = 0.2
     """bola, bola_u, bola_o, dynamic: share of the cap at which the lowest two representations tie (Puffer: 0.2)."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further options of a plug-in, by name."""
+    """Further options of the controller, by name."""
 
     def create(self, ladder: Ladder, *, buffer_capacity_s: float) -> Abr:
         """Build the controller with those of these options that it takes, and all of `options`."""

@@ -1,10 +1,12 @@
 """One codec's session: programme, ladder, virtual-time simulation, and the tables and numbers it leaves."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 from emulator import create_transport
 from experiments.errors import ExperimentError
+from experiments.future import link_future
 from experiments.results import CodecResult
 from experiments.schema import QualityConfig, RunConfig
 from experiments.series import HEADLINE_METRICS
@@ -19,7 +21,10 @@ from traces import Trace
 
 def stream(codec: str, programme: Programme, trace: Trace, config: RunConfig) -> CodecResult:
     """Play ``programme`` over ``trace`` in virtual time and return its logs, every frame with its measured quality."""
-    controller = config.abr.create(programme.ladder, buffer_capacity_s=config.player.buffer_s)
+    abr = config.abr
+    if abr.name == "oracle":  # the one controller that is told the future
+        abr = dataclasses.replace(abr, options={"finish_s": link_future(trace, config.link), **abr.options})
+    controller = abr.create(programme.ladder, buffer_capacity_s=config.player.buffer_s)
     session = Session(programme.ladder, controller, config.player)
     simulate(
         session,

@@ -42,7 +42,11 @@ RULES = ["bola_u", "bola_o", "bolae", "bolapl", "throughput_ibr", "dynamic", "da
 LAYERED = ["layered_bola", "layered_mpc"]
 
 
-@pytest.mark.parametrize("name", ["bba", "bola", "ewma", "fixed", "throughput", *RULES, *LAYERED])
+PLANNERS = ["bb", "puffer_bba", "bba1", "bba2", "rb", "festive", "mpc", "robustmpc", "quality_mpc", "fastmpc", "l2a"]
+PLANNERS += ["lolp", "pensieve", "fugu", "oracle", "lowest", "highest"]
+
+
+@pytest.mark.parametrize("name", ["bba", "bola", "ewma", "fixed", "throughput", *RULES, *LAYERED, *PLANNERS])
 def test_the_options_in_the_table_are_those_of_the_code(name):
     row = re.search(rf"^\| (?:`\w+`, )*`{name}`(?:, `\w+`)* \|.*\|(.*)\|$", TEXT, re.MULTILINE).group(1)
     assert sorted(re.findall(r"`(\w+)`", row)) == sorted(known_options(name))
