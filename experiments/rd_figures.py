@@ -135,7 +135,10 @@ def _draw_deltas(axis: Any, rows: pd.DataFrame, clips: Sequence[str], codec: str
     style = {"color": CODEC_COLORS[codec], "marker": _MARKERS[codec], "linestyle": "", "clip_on": False}
     known = rows.dropna(subset=["bd_rate"])
     percent = np.clip(100 * known["bd_rate"].astype(float), -100, _MOST_PERCENT)
-    axis.plot(percent, known["clip"].map(heights), markersize=4, label=CODEC_TITLES[codec], **style)
+    lines = axis.plot(percent, known["clip"].map(heights), markersize=4, label=CODEC_TITLES[codec], **style)
     for side, reason in ((-100, "higher"), (_MOST_PERCENT, "lower")):
         beyond = rows[rows["bd_rate_reason"].str.endswith(reason)]
-        axis.plot([side] * len(beyond), beyond["clip"].map(heights), markersize=5, markerfacecolor="none", **style)
+        places = [side] * len(beyond), beyond["clip"].map(heights)
+        lines += axis.plot(*places, markersize=5, markerfacecolor="none", **style)
+    for line in lines:
+        line.set_in_layout(False)  # an unclipped line without points would claim the figure's corner
