@@ -46,12 +46,12 @@ class FrameStore:
 
     def render(self, segment: int, representation: int) -> np.ndarray:
         """Decode a segment now, whether or not it is kept, and time it."""
-        data = self.presentation.segment_path(segment, representation).read_bytes()
+        data = self.presentation.read_segment(segment, representation)
         return self.renderer.render(self._decoder(representation), data).frames
 
     def _decoder(self, representation: int) -> Decoder:
         if representation not in self._decoders:
-            init = self.presentation.init_path(representation).read_bytes()
+            init = self.presentation.read_init(representation)
             codec = self.presentation.manifest.codec
             self._decoders[representation] = create_decoder(codec, init, generator=self.generator)
         return self._decoders[representation]

@@ -108,7 +108,7 @@ def _measure(
         shown = [moment - start for moment in moments if start <= moment < start + count]
         pictures[ORIGINAL] += [original[index] for index in shown]
         for position, (name, decoder) in enumerate(decoders.items()):
-            decoded = decoder.decode(presentation.segment_path(segment, position).read_bytes())
+            decoded = decoder.decode(presentation.read_segment(segment, position))
             pictures[name] += [decoded[index] for index in shown]
             if len(chosen):
                 scores = {metric.name: metric(original[chosen], decoded[chosen]) for metric in metrics}
@@ -147,7 +147,7 @@ def _decoders(presentation: Presentation, config: StudyConfig) -> dict[str, Deco
     codec = presentation.manifest.codec
     model = _model(codec, config.build.generator, config.build.device)
     return {
-        rung.id: create_decoder(codec, presentation.init_path(position).read_bytes(), generator=model)
+        rung.id: create_decoder(codec, presentation.read_init(position), generator=model)
         for position, rung in enumerate(presentation.representations)
     }
 

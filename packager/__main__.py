@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     prompts = build.add_argument_group("prompts")
     prompts.add_argument("--ranks", type=_numbers, default=defaults.ranks, metavar="R,R...", help="default 2,4,8,16")
     prompts.add_argument(
+        "--layered", action="store_true", help="each representation holds only what the one below lacks"
+    )
+    prompts.add_argument(
         "--interval", type=int, default=defaults.interval, metavar="N", help="frames between key prompts, at most"
     )
     prompts.add_argument(
@@ -75,15 +78,28 @@ def _parser() -> argparse.ArgumentParser:
         "--iterations", type=int, default=0, metavar="N", help="most steps a segment (default: preset's)"
     )
     prompts.add_argument("--seed", type=int, default=0)
-    baselines = build.add_argument_group("the other codecs")
+    baselines = build.add_argument_group("target bitrates")
     baselines.add_argument(
-        "--bitrates", type=_bitrates, default=defaults.bitrates_bps, metavar="B,B...", help="default 10k,20k,40k,80k"
+        "--bitrates", type=_bitrates, metavar="B,B...", help="default 10k,20k,40k,80k; of prompts, in place of --ranks"
     )
     measures = build.add_argument_group("measuring")
     measures.add_argument(
         "--metrics", type=_names, default=[AUTO], metavar="NAME,...", help="default auto: all there is"
     )
     measures.add_argument("--device", default=AUTO, help="auto (default), cpu, cuda or cuda:N")
+    published = commands.add_parser(
+        "import",
+        help="package published Promptus prompts",
+        description="Check a folder of published prompts (frame_*.prompt) and package it for stabilityai/sd-turbo.",
+    )
+    published.set_defaults(run=_import)
+    published.add_argument("prompts", type=Path, metavar="DIR")
+    published.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="folder to write (default: DIR's name-prompt)"
+    )
+    published.add_argument("--fps", type=float, default=30.0, help="frame rate; the files do not say it (default 30)")
+    published.add_argument("--segment", type=float, default=defaults.segment_s, metavar="S", help="segment duration, s")
+    published.add_argument("--force", action="store_true", help="replace what another import left in the folder")
     inspect = commands.add_parser(
         "inspect", help="print what is inside a package or one of its files", description="Print what is inside."
     )
@@ -122,6 +138,7 @@ def _names(text: str) -> list[str]:
 
 def _build(options: argparse.Namespace) -> int:
     """Build, then print the table; a finished folder is only reported."""
+    names = ("bitrates_bps", "prompt_bitrates_bps")  # as the codec goes
     config = BuildConfig(
         segment_s=options.segment,
         size=options.size,
@@ -136,7 +153,8 @@ def _build(options: argparse.Namespace) -> int:
         preset=options.preset,
         iterations=options.iterations,
         seed=options.seed,
-        bitrates_bps=options.bitrates,
+        layered=options.layered,
+        **({names[options.codec == CODECS[0]]: options.bitrates} if options.bitrates else {}),
     )
     from packager.package import BUILDERS
     from packager.table import quality_table
@@ -161,6 +179,19 @@ def _demo_clip(bar: _ProgressBar) -> Path:
 
     path = _DEMO_FOLDER / demo_clip_name()
     return make_demo_clip(path, progress=lambda done, total: bar.show("filming the demo clip", done / total, 1.0))
+
+
+def _import(options: argparse.Namespace) -> int:
+    from packager.import_prompts import import_prompts
+    from packager.table import quality_table
+
+    folder = options.output or Path(f"{options.prompts.resolve().name}-prompt")
+    presentation = import_prompts(
+        options.prompts, folder, fps=options.fps, segment_s=options.segment, force=options.force
+    )
+    print(quality_table(presentation))
+    print(f"{folder}: imported")
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -18,8 +18,9 @@ from packager.encoder import PromptEncoder
 from packager.errors import BuildError
 from packager.fit import FitConfig, fit_segment
 from packager.folder import BuildFolder
+from packager.requantize import meet_bytes
 from packager.video_encoders import VIDEO_ENCODERS, VideoStream
-from player.bitstream import StreamInfo, write_init, write_segment
+from player.bitstream import FORMAT_VERSION, Segment, StreamInfo, write_init, write_layers, write_segment
 from player.decoder import Decoder, create_decoder
 from player.generator import Generator
 from player.manifest import START_NUMBER
@@ -68,8 +69,12 @@ class LadderCodec(Protocol):
         """Return the media segment `index` of every representation for frames uint8 [T, H, W, 3]."""
         ...
 
+    def dependencies(self, representation: str) -> Sequence[str]:
+        """Return the representations that this one is a layer on top of, lowest first; none if it stands alone."""
+        ...
+
     def decoder(self, representation: str, init: bytes) -> Decoder:
-        """Return the player's decoder of a representation."""
+        """Return the player's decoder of a representation, from its init segment behind those of its dependencies."""
         ...
 
     def codecs(self, init: bytes) -> str:
@@ -78,30 +83,53 @@ class LadderCodec(Protocol):
 
 
 class PromptLadder:
-    """Prompts at several ranks, all from one nested fit per segment."""
+    """Prompts at several ranks or bitrates, all from one nested fit per segment."""
 
     name = "prompt"
 
     def __init__(
-        self, generator: Generator, encoder: PromptEncoder | None, *, ranks: Sequence[int], fit: FitConfig
+        self,
+        generator: Generator,
+        encoder: PromptEncoder | None,
+        *,
+        ranks: Sequence[int],
+        fit: FitConfig,
+        layered: bool = False,
+        bitrates_bps: Sequence[int] = (),
     ) -> None:
+        """Make the ladder.
+
+        Args:
+            ranks: of the representations; the largest is that of the fit.
+            layered: each representation holds only what the one below lacks.
+            bitrates_bps: if given, representations are made for these targets instead, of the fit's rank each.
+        """
         if max(ranks) > generator.max_rank:
             raise BuildError(f"rank {max(ranks)}: generator {generator.id} has ranks 1 to {generator.max_rank}")
-        self.generator, self.encoder, self.fit = generator, encoder, fit
-        self.ranks: Mapping[str, int | None] = {f"r{rank:02d}": rank for rank in sorted(ranks)}
+        if layered and bitrates_bps:
+            raise BuildError("a layered ladder is made of ranks, not of bitrates")
+        self.generator, self.encoder, self.fit, self.layered = generator, encoder, fit, layered
         self._ladder = sorted(ranks)
+        self.targets_bps = {f"prompt-{short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
+        by_rank = {f"r{rank:02d}": rank for rank in self._ladder}
+        self.ranks: Mapping[str, int | None] = dict.fromkeys(self.targets_bps, self._ladder[-1]) or by_rank
         self._infos: dict[str, StreamInfo] = {}
 
     def identity(self) -> dict[str, Any]:
-        return {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit)}
+        choices = {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit)}
+        return choices | {
+            "layered": self.layered,
+            "targets_bps": list(self.targets_bps.values()),
+            "format": FORMAT_VERSION,
+        }
 
     def prepare(self, folder: BuildFolder, stream: SourceStream, frames: OpenFrames, progress: StepProgress) -> None:
+        self.generator = _fitting(self.generator, stream)
         height, width = self.generator.native_size
-        if stream.width > width or stream.height > height:
-            asked = f"{stream.width}x{stream.height}"
-            raise BuildError(f"size {asked}: generator {self.generator.id} makes frames of {width}x{height}")
         rows, columns = self.generator.settings.grid
-        for name, rank in zip(self.ranks, self._ladder, strict=True):
+        below = 0
+        for name, rank in self.ranks.items():
+            assert rank is not None
             self._infos[name] = StreamInfo(
                 generator_id=self.generator.id,
                 tokens=self.generator.tokens,
@@ -115,7 +143,9 @@ class PromptLadder:
                 fps=stream.fps,
                 grid_height=rows,
                 grid_width=columns,
+                base_rank=below,
             )
+            below = rank if self.layered else 0
             folder.write(folder.init_path(name), write_init(self._infos[name]))
         self._segment_frames = stream.segment_frames
 
@@ -129,17 +159,33 @@ class PromptLadder:
             ranks=self._ladder,
             progress=lambda step, steps: progress(step / steps),
         )
-        start = index * self._segment_frames
-        return {
-            name: write_segment(info, segment.truncate(info.rank), sequence=index + START_NUMBER, start_frame=start)
-            for name, info in self._infos.items()
-        }
+        place = {"sequence": index + START_NUMBER, "start_frame": index * self._segment_frames}
+        if self.targets_bps:
+            return {name: self._meet(name, index, segment, folder, place) for name in self._infos}
+        if self.layered:
+            infos = list(self._infos.values())
+            return dict(zip(self._infos, write_layers(infos, segment, **place), strict=True))
+        return {name: write_segment(info, segment.truncate(info.rank), **place) for name, info in self._infos.items()}
+
+    def dependencies(self, representation: str) -> Sequence[str]:
+        names = list(self.ranks)
+        return names[: names.index(representation)] if self.layered else ()
 
     def decoder(self, representation: str, init: bytes) -> Decoder:
         return create_decoder(self.name, init, generator=self.generator)
 
     def codecs(self, init: bytes) -> str:
         return "urim"
+
+    def _meet(self, name: str, index: int, segment: Segment, folder: BuildFolder, place: Mapping[str, int]) -> bytes:
+        """Return the segment in what its target leaves after the bytes so far, so that deviations do not add up."""
+        info = self._infos[name]
+        frames = place["start_frame"] + segment.frames
+        paths = [folder.init_path(name), *(folder.segment_path(name, before) for before in range(index))]
+        allowed_bytes = self.targets_bps[name] / 8 * float(frames / info.fps) - sum(
+            path.stat().st_size for path in paths
+        )
+        return meet_bytes(segment, allowed_bytes, lambda coarse: write_segment(info, coarse, **place))
 
 
 class VideoLadder:
@@ -173,6 +219,9 @@ class VideoLadder:
     def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
         return {name: folder.segment_path(name, index).read_bytes() for name in self.ranks}
 
+    def dependencies(self, representation: str) -> Sequence[str]:
+        return ()
+
     def decoder(self, representation: str, init: bytes) -> Decoder:
         return create_decoder(self.name, init)
 
@@ -181,6 +230,18 @@ class VideoLadder:
 
     def _report(self, progress: StepProgress, position: int, share: float) -> None:
         progress((position + share) / len(self.ranks))
+
+
+def _fitting(generator: Generator, stream: SourceStream) -> Generator:
+    """Return the generator at the least size it has that holds the stream's frames."""
+    height, width = generator.native_size
+    cell = generator.cell_px
+    if cell:
+        return generator.at_size(-(-stream.height // cell) * cell, -(-stream.width // cell) * cell)
+    if stream.width > width or stream.height > height:
+        asked = f"{stream.width}x{stream.height}"
+        raise BuildError(f"size {asked}: generator {generator.id} makes frames of {width}x{height}")
+    return generator
 
 
 def short_rate(bps: int) -> str:

@@ -87,6 +87,9 @@ class LatentLadder:
             progress(len(segments) / len(self._infos))
         return segments
 
+    def dependencies(self, representation: str) -> Sequence[str]:
+        return ()
+
     def decoder(self, representation: str, init: bytes) -> Decoder:
         return create_decoder(self.name, init, generator=self.autoencoder)
 

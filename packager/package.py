@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
@@ -33,6 +33,7 @@ from packager.latent_ladder import LatentLadder
 from packager.settings import AUTO, BuildConfig, parse_size
 from packager.video import VideoInfo, as_frame_rate, cut_segments, iter_frames, probe, segment_frame_count
 from packager.video_encoders import VIDEO_ENCODERS
+from player.bitstream import FORMAT_VERSION
 from player.decoder import Decoder
 from player.generator import find_folder, load_generator, resolve_device
 from player.latents import load_autoencoder
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 BuildProgress = Callable[[str, float, float | None], None]
 """Called with (what is being done, how much of it is done, how much there is or None); units are segments."""
 
+_TARGET_TOLERANCE = 0.05  # how far from its target a bitrate may be before it is said
 _VERSIONS_OF = ("promptdash", "torch", "diffusers", "av", "numpy")  # what the bytes and the measurements depend on
 
 
@@ -104,11 +106,18 @@ def build_prompts(
     if config.iterations:
         changes["iterations"] = config.iterations
     codec = PromptLadder(
-        generator, load_encoder(generator), ranks=config.ranks, fit=fit_preset(config.preset, **changes)
+        generator,
+        load_encoder(generator),
+        ranks=config.ranks,
+        fit=fit_preset(config.preset, **changes),
+        layered=config.layered,
+        bitrates_bps=config.prompt_bitrates_bps,
     )
     height, width = generator.native_size
     source = open_source(video, config, native_size=(width, height))
-    return build(source, Path(folder), codec, config, resume=resume, force=force, progress=progress)
+    result = build(source, Path(folder), codec, config, resume=resume, force=force, progress=progress)
+    _warn_of_missed_targets(result.presentation, codec.targets_bps)
+    return result
 
 
 def build_video(
@@ -182,7 +191,8 @@ def folder_stem(video: str | Path, codec: str) -> str:
 
 def folder_name(video: str | Path, codec: str, config: BuildConfig) -> str:
     """Return a folder name that differs whenever video content, codec or settings do; for caches of builds."""
-    content = json.dumps([_file_digest(Path(video)), codec, asdict(config), _package_version()], sort_keys=True)
+    versions = [_package_version(), FORMAT_VERSION]
+    content = json.dumps([_file_digest(Path(video)), codec, asdict(config), versions], sort_keys=True)
     return f"{folder_stem(video, codec)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
@@ -234,7 +244,10 @@ def _build_segments(
     source: Source, folder: BuildFolder, codec: LadderCodec, metrics: Sequence[Metric], report: BuildProgress
 ) -> list[SegmentRecord]:
     """Encode and measure every segment that is not yet recorded; return the records of all."""
-    decoders = {name: codec.decoder(name, folder.init_path(name).read_bytes()) for name in codec.ranks}
+    decoders = {}
+    for name in codec.ranks:
+        inits = [folder.init_path(part).read_bytes() for part in (*codec.dependencies(name), name)]
+        decoders[name] = codec.decoder(name, b"".join(inits))
     total = expected_segments(source.stream)
     records: list[SegmentRecord] = []
     for index, frames in enumerate(source.segments()):
@@ -274,7 +287,9 @@ def _build_segment(
             folder.write(path, data)
         data = path.read_bytes()
         digests[name], sizes[name] = hashlib.sha256(data).hexdigest(), len(data)
-        quality[name] = _measure(frames, decoders[name].decode(data), metrics, f"{name}, segment {index + 1}")
+        below = b"".join(coded[layer] for layer in codec.dependencies(name))
+        decoded = decoders[name].decode(below + data)
+        quality[name] = _measure(frames, decoded, metrics, f"{name}, segment {index + 1}")
         report("packaging", index + 1 - measured * (1 - position / len(coded)), total)
     return SegmentRecord(len(frames), digests, sizes, quality)
 
@@ -304,10 +319,12 @@ def _publish(
     durations_s = [record.frames / float(fps) for record in records]
     rungs, buffers_s = [], []
     for name in codec.ranks:
-        init = folder.init_path(name).read_bytes()
-        sizes = [record.sizes_bytes[name] for record in records]
-        bandwidth_bps = math.ceil((len(init) + sum(sizes)) * 8 * fps / sum(record.frames for record in records))
-        rungs.append(Representation(name, bandwidth_bps, codec.ranks[name], codec.codecs(init)))
+        below = tuple(codec.dependencies(name))
+        inits = [folder.init_path(part).read_bytes() for part in (*below, name)]
+        sizes = [sum(record.sizes_bytes[part] for part in (*below, name)) for record in records]
+        total_bytes = sum(map(len, inits)) + sum(sizes)
+        bandwidth_bps = math.ceil(total_bytes * 8 * fps / sum(record.frames for record in records))
+        rungs.append(Representation(name, bandwidth_bps, codec.ranks[name], codec.codecs(inits[-1]), below))
         buffers_s.append(min_buffer_s(sizes, durations_s, bandwidth_bps))
     manifest = Manifest(
         title=_printable(source.path.stem),
@@ -329,6 +346,16 @@ def _publish(
     }
     write_sidecar(folder.path, manifest, quality)
     write_manifest(folder.path, manifest)
+
+
+def _warn_of_missed_targets(presentation: Presentation, targets_bps: Mapping[str, int]) -> None:
+    reached_bps = {
+        rung.id: rate for rung, rate in zip(presentation.representations, presentation.bitrate_bps, strict=True)
+    }
+    for name, target_bps in targets_bps.items():
+        if abs(reached_bps[name] / target_bps - 1) > _TARGET_TOLERANCE:
+            limit = "most" if reached_bps[name] < target_bps else "least"
+            log.warning("%s: %.1f kbit/s is the %s that this fit takes here", name, reached_bps[name] / 1000, limit)
 
 
 def _identity(source: Source, codec: LadderCodec, config: BuildConfig) -> dict[str, Any]:

@@ -35,6 +35,10 @@ class BuildConfig:
 
     ranks: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
     """Prompts: ranks of the ladder (Promptus, section 4.3: rank sets the bitrate)."""
+    layered: bool = False
+    """Prompts: each representation holds only what the one below lacks, and is fetched with those below."""
+    prompt_bitrates_bps: list[int] = field(default_factory=list)
+    """Prompts: target bitrates in bit/s instead of the ranks, met by dropping components and by larger steps."""
     interval: int = 10
     """Prompts: frames between key prompts, at most (Promptus: 10)."""
     generator: str = "embedded"
@@ -61,9 +65,9 @@ class BuildConfig:
         for name, least in (("interval", 1), ("iterations", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise BuildError(f"{name}={getattr(self, name)}: expected {least} or more")
-        for name, most in (("ranks", 4096), ("bitrates_bps", 100_000_000)):
+        for name, most in (("ranks", 4096), ("bitrates_bps", 100_000_000), ("prompt_bitrates_bps", 100_000_000)):
             values = getattr(self, name)
-            if not values or any(not 1 <= value <= most for value in values):
+            if not (values or name.startswith("prompt")) or any(not 1 <= value <= most for value in values):
                 raise BuildError(f"{name}={_listed(values)}: expected one or more numbers from 1 to {most}")
             if len(set(values)) < len(values):
                 raise BuildError(f"{name}={_listed(values)}: each can be given once")

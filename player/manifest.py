@@ -58,9 +58,10 @@ class Representation:
     """One rung of the ladder."""
 
     id: str  # also the name of its folder
-    bandwidth_bps: int  # @bandwidth: bytes of init and all segments * 8 / duration, rounded up
+    bandwidth_bps: int  # @bandwidth: bytes of init and all segments, dependencies included, * 8 / duration, rounded up
     rank: int | None  # of the prompts; None for pixel codecs
     codecs: str  # RFC 6381, e.g. "urim", "urim.vae" (latents), "hvc1.1.6.L63.90"
+    dependencies: tuple[str, ...] = ()  # ids of the representations that this one is a layer on top of, lowest first
 
     def __post_init__(self) -> None:
         _check_name("representation id", self.id)
@@ -72,6 +73,8 @@ class Representation:
             raise ManifestError(f"representation {self.id}: rank {self.rank!r}, expected 1 to 4096")
         if not isinstance(self.codecs, str) or not _CODECS.fullmatch(self.codecs):
             raise ManifestError(f"representation {self.id}: codecs {self.codecs!r}, expected an RFC 6381 string")
+        for name in self.dependencies:
+            _check_name("id in dependencyId", name)
 
     @property
     def init(self) -> str:
@@ -105,6 +108,11 @@ class Manifest:
     def frames(self) -> tuple[int, ...]:
         """Frames of each segment."""
         return tuple(duration // self.fps.denominator for duration in self.segments)
+
+    @property
+    def layered(self) -> bool:
+        """Whether representations are layers: each needs all those below it."""
+        return len(self.representations) > 1 and bool(self.representations[-1].dependencies)
 
     @property
     def segment_duration_s(self) -> np.ndarray:
@@ -227,6 +235,8 @@ def _adaptation_set(manifest: Manifest) -> ElementTree.Element:
         ElementTree.SubElement(timeline, "S", {**start, "d": str(duration), **again})
     for rung in manifest.representations:
         attributes = {"id": rung.id, "bandwidth": str(rung.bandwidth_bps), "codecs": rung.codecs}
+        if rung.dependencies:
+            attributes["dependencyId"] = " ".join(rung.dependencies)
         element = ElementTree.SubElement(adaptation, "Representation", attributes)
         if rung.rank is not None:
             properties = {"schemeIdUri": RANK_SCHEME, "value": str(rung.rank)}
@@ -257,12 +267,13 @@ def _check_manifest(manifest: Manifest) -> None:
     if list(rungs) != sorted(rungs, key=lambda rung: rung.bandwidth_bps):
         raise ManifestError(f"bandwidths {[rung.bandwidth_bps for rung in rungs]} bit/s, expected in ascending order")
     for rung in rungs:
-        if _codec_of(rung.codecs) != manifest.codec or (rung.rank is None) == (
-            manifest.codec == "prompt"
-        ):
+        if _codec_of(rung.codecs) != manifest.codec or (rung.rank is None) == (manifest.codec == "prompt"):
             raise ManifestError(
                 f"representation {rung.id}: codecs {rung.codecs}, rank {rung.rank} in a {manifest.codec} ladder"
             )
+    below = [tuple(rung.id for rung in rungs[:position]) for position in range(len(rungs))]
+    if any(rung.dependencies for rung in rungs) and [rung.dependencies for rung in rungs] != below:
+        raise ManifestError("dependencyId: expected every representation to depend on all below it, or none on any")
     _check_name("quality sidecar", manifest.quality_sidecar)
     if not 0 < manifest.min_buffer_s < 1e9:
         raise ManifestError(f"minimum buffer {manifest.min_buffer_s!r} s, expected more than 0")
@@ -333,7 +344,8 @@ def _read_representation(element: ElementTree.Element) -> Representation:
             raise ManifestError(f"representation rank {text[:80]!r}, expected a whole number")
         rank = int(text)
     bandwidth_bps = _read_whole(element, "bandwidth")
-    return Representation(_attribute(element, "id"), bandwidth_bps, rank, _attribute(element, "codecs"))
+    dependencies = tuple(element.get("dependencyId", "").split())
+    return Representation(_attribute(element, "id"), bandwidth_bps, rank, _attribute(element, "codecs"), dependencies)
 
 
 def _read_timeline(timeline: ElementTree.Element) -> tuple[int, ...]:

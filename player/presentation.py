@@ -37,16 +37,20 @@ class RepresentationQuality:
 class Presentation:
     """A loaded folder; representations in ascending bitrate, the order of every [R] below.
 
+    In a layered one a representation's files hold its own layer only, and it is fetched with all layers below it:
+    `segment_bytes` and `bitrate_bps` count them all, `layer_bytes` and `init_bytes` the layer's own.
+
     A programme may be longer than the folder by looping: segment numbers from S on wrap around.
     """
 
     directory: Path
     manifest: Manifest
     representations: tuple[Representation, ...]  # [R]
-    segment_bytes: np.ndarray  # [S, R] int64, measured on disk
+    segment_bytes: np.ndarray  # [S, R] int64, measured on disk, with the layers below
     init_bytes: np.ndarray  # [R] int64
     metrics: tuple[str, ...]
     quality: Mapping[str, RepresentationQuality]  # by representation id
+    layer_bytes: np.ndarray | None = None  # [S, R] int64 of a layered ladder, measured on disk
 
     @classmethod
     def load(cls, directory: str | Path) -> Presentation:
@@ -82,7 +86,10 @@ class Presentation:
         """
         init = np.array(init_bytes, np.int64)
         sizes = np.array(segment_bytes, np.int64).T  # [S, R]
-        order = np.argsort(init + sizes.sum(axis=0), kind="stable")
+        layers = None
+        if manifest.layered:  # already in order, since each needs those before it
+            layers, sizes = sizes, sizes.cumsum(axis=1)
+        order = np.argsort(init + sizes.sum(axis=0), kind="stable") if layers is None else np.arange(len(init))
         return cls(
             directory=directory,
             manifest=manifest,
@@ -91,6 +98,7 @@ class Presentation:
             init_bytes=init[order],
             metrics=metrics,
             quality=quality,
+            layer_bytes=layers,
         )
 
     @property
@@ -101,7 +109,8 @@ class Presentation:
     @property
     def bitrate_bps(self) -> np.ndarray:
         """Bits of init and all segments over the duration, float64 [R]."""
-        return (self.init_bytes + self.segment_bytes.sum(axis=0)) * 8 / self.manifest.duration_s
+        inits = self.init_bytes if self.layer_bytes is None else self.init_bytes.cumsum()
+        return (inits + self.segment_bytes.sum(axis=0)) * 8 / self.manifest.duration_s
 
     def init_path(self, representation: int) -> Path:
         """Return the path of a representation's init segment."""
@@ -110,6 +119,17 @@ class Presentation:
     def segment_path(self, segment: int, representation: int) -> Path:
         """Return the path of a media segment; segments from S on wrap around."""
         return self.directory / self.representations[representation].media(self._index(segment))
+
+    def read_init(self, representation: int) -> bytes:
+        """Return what a decoder of a representation starts from: its init segment, behind those of the layers below."""
+        return b"".join(_read_bytes(self.init_path(layer)) for layer in self._layers(representation))
+
+    def read_segment(self, segment: int, representation: int) -> bytes:
+        """Return what a decoder takes: a media segment, behind those of the layers below; numbers from S on wrap."""
+        return b"".join(_read_bytes(self.segment_path(segment, layer)) for layer in self._layers(representation))
+
+    def _layers(self, representation: int) -> range:
+        return range(representation if self.layer_bytes is None else 0, representation + 1)
 
     def frame_quality(self, segment: int, representation: int, metric: str) -> np.ndarray:
         """Return a metric of every frame of a segment, float64 [T]; segments from S on wrap around."""
@@ -146,6 +166,7 @@ class Presentation:
             quality=None if metric is None else self.mean_quality(metric)[index],
             names=tuple(rung.id for rung in self.representations),
             init_bytes=self.init_bytes,
+            layer_bytes=None if self.layer_bytes is None else self.layer_bytes[index],
         )
 
     def _index(self, segment: int) -> int:
@@ -283,6 +304,13 @@ def _file_size(path: Path) -> int:
     if not path.is_file() or not size:
         raise ManifestError(f"{path}: no file with bytes in it")
     return size
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror or error}") from error
 
 
 def _read_text(path: Path) -> str:

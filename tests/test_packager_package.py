@@ -58,6 +58,9 @@ class CoarseCodec:
         shape = np.array(frames.shape, np.int32).tobytes()
         return {n: shape + zlib.compress((frames >> 7 - r // 2).tobytes()) + n.encode() for n, r in self.ranks.items()}
 
+    def dependencies(self, representation):
+        return ()
+
     def decoder(self, representation, init):
         assert init == b"init " + representation.encode()
         return CoarseDecoder(7 - self.ranks[representation] // 2, self)
@@ -269,6 +272,29 @@ def test_prompt_ladder_decodes_to_what_was_measured(prompts, video, tiny_generat
             np.testing.assert_allclose(
                 prompts.frame_quality(index, position, "psnr_db"), psnr(reference, decoded), atol=1e-6
             )
+
+
+def test_layers_decode_to_the_frames_of_whole_representations(prompts, video, prompt_config, tmp_path):
+    config = replace(prompt_config, layered=True)
+    layered = build_prompts(video, tmp_path, config).presentation
+    ladder = layered.ladder()
+    np.testing.assert_array_equal(ladder.layer_bytes.cumsum(axis=1), ladder.segment_bytes)
+    assert [rung.dependencies for rung in layered.representations][-1] == tuple(ladder.names[:-1])
+    for metric in prompts.metrics:
+        np.testing.assert_array_equal(layered.mean_quality(metric), prompts.mean_quality(metric))
+    files = [layered.init_bytes.sum(), layered.layer_bytes.sum()]
+    assert sum(files) * 8 / layered.manifest.duration_s == pytest.approx(layered.bitrate_bps[-1])
+    assert layered.representations[-1].bandwidth_bps == np.ceil(layered.bitrate_bps[-1])
+
+
+def test_bitrates_of_prompts_are_met(prompts, video, prompt_config, tmp_path, caplog):
+    low, high = prompts.bitrate_bps[[0, -1]]
+    target = round((low + high) / 2)
+    config = replace(prompt_config, prompt_bitrates_bps=[target, 10_000_000])
+    built = build_prompts(video, tmp_path, config).presentation
+    assert built.bitrate_bps[0] == pytest.approx(target, rel=0.05)
+    assert "prompt-10M" in caplog.text
+    assert "is the most that this fit takes here" in caplog.text
 
 
 def test_prompt_builds_repeat_byte_for_byte(prompts, video, prompt_config, tmp_path):

@@ -29,13 +29,34 @@ def schema():
     return xmlschema.XMLSchema(SCHEMA)
 
 
-@pytest.mark.parametrize("codec", ["prompt", "h265"])
+@pytest.mark.parametrize("codec", ["prompt", "layers", "h265"])
 def test_round_trip_and_schema(codec, schema):
-    manifest = make_manifest(codec)
+    manifest = make_manifest("prompt" if codec == "layers" else codec)
+    if codec == "layers":
+        low, high = manifest.representations
+        manifest = replace(manifest, representations=(low, replace(high, dependencies=("r02",))))
+        assert manifest.layered
     text = write_mpd(manifest)
     schema.validate(text.split("?>", 1)[1].strip())
     assert read_mpd(text) == manifest
     assert write_mpd(read_mpd(text)) == text
+
+
+def test_dependencies_are_all_or_none():
+    manifest = make_manifest()
+    low, high = manifest.representations
+    top = Representation("r08", 30_000, 8, "urim", ("r02", "r04"))
+    for wrong in (
+        (low, replace(high, dependencies=("r08",)), top),
+        (low, high, top),
+        (replace(low, dependencies=("x",)),),
+    ):
+        with pytest.raises(ManifestError, match="dependencyId"):
+            replace(manifest, representations=wrong)
+    with pytest.raises(ManifestError, match="id in dependencyId"):
+        replace(high, dependencies=("../r02",))
+    assert replace(manifest, representations=(low, replace(high, dependencies=("r02",)), top)).layered
+    assert not manifest.layered
 
 
 def test_schema_notices_what_it_should(schema):

@@ -57,6 +57,23 @@ def test_load(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["high", "low", "manifest.mpd", "quality.json"]
 
 
+def test_layers(folder):
+    manifest = Presentation.load(folder).manifest
+    low, high = manifest.representations
+    write_manifest(folder, replace(manifest, representations=(low, replace(high, dependencies=("low",)))))
+    presentation = Presentation.load(folder)
+    np.testing.assert_array_equal(presentation.segment_bytes[:, 1], [400, 400, 130])
+    np.testing.assert_allclose(presentation.bitrate_bps, np.array([310, 1031]) * 8 / (7 * 2 / 3))
+    ladder = presentation.ladder(repeats=2, segments=4)
+    np.testing.assert_array_equal(ladder.layer_bytes, [(100, 300), (120, 280), (40, 90), (100, 300)])
+    assert presentation.read_segment(4, 1) == b"s" * 400
+    assert presentation.read_segment(4, 0) == b"s" * 120
+    assert presentation.read_init(1) == b"i" * 101
+    (folder / "high" / "init.mp4").unlink()
+    with pytest.raises(ManifestError, match="No such file"):
+        presentation.read_init(1)
+
+
 def test_ladder(folder):
     presentation = Presentation.load(folder)
     ladder = presentation.ladder()
