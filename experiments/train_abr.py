@@ -1,4 +1,6 @@
-"""Train the learned controllers on one half of the vendored traces: `python -m experiments.train_abr pensieve|fugu`.
+"""Train the learned controllers on one half of the vendored traces, and test controllers on the other.
+
+    python -m experiments.train_abr pensieve|fugu|test
 
 Resumes from `OUT/NAME.pt` if it is there, logs its curve to `OUT/NAME.csv`, and writes the weights to `OUT/NAME.npz`,
 which `abr.options={weights: OUT/NAME.npz}` uses and `abr/weights/` ships. `test` plays controllers on the other half.
