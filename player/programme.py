@@ -26,6 +26,10 @@ class Programme:
         return float(self.ladder.segment_duration_s.sum())
 
 
+PLANNED_METRICS = ("lpips_vgg", "lpips_alex", "lpips_squeeze", "lpips_embedded", "ssimulacra2", "ms_ssim")
+"""The first of these that the package holds is the quality that controllers plan with."""
+
+
 def build_programme(presentation: Presentation, session_s: float) -> Programme:
     """Return the shortest programme of whole segments that lasts `session_s`, the clip looped if need be."""
     clip_s = presentation.manifest.duration_s
@@ -33,9 +37,10 @@ def build_programme(presentation: Presentation, session_s: float) -> Programme:
     ends_s = np.cumsum(np.tile(presentation.manifest.segment_duration_s, repeats))
     segments = min(int(np.searchsorted(ends_s, session_s - 1e-6)) + 1, len(ends_s))
     clip_segment = np.arange(segments) % presentation.segments
+    metric = next((name for name in PLANNED_METRICS if name in presentation.metrics), None)
     return Programme(
         presentation=presentation,
-        ladder=presentation.ladder(repeats=repeats, segments=segments),
+        ladder=presentation.ladder(metric, repeats=repeats, segments=segments),
         clip_segment=clip_segment,
         segment_frames=np.array(presentation.manifest.frames)[clip_segment],
     )
