@@ -62,7 +62,7 @@ def _rewrite(argument: str, *, multirun: bool) -> str:
         return argument
     prefix = "++" if key.startswith("++") else "+" if key.startswith("+") else ""
     name = key[len(prefix) :]
-    if name.startswith(FREE_FORM) and not prefix:
+    if f"{name}.".startswith(FREE_FORM) and not prefix:
         return f"++{argument}"
     if name not in SCALAR_SHORTHANDS and name not in RATE_KEYS and name != "codec":
         return argument

@@ -63,6 +63,7 @@ def test_bad_rate_is_one_line(text: str) -> None:
         ("video=2024", "video.name='2024'"),
         ("video=true", "video.name='true'"),
         ("abr.options.horizon=5", "++abr.options.horizon=5"),
+        ("abr.options={horizon: 5}", "++abr.options={horizon: 5}"),
         ("rate=null", "trace.rate_bps=null"),
     ],
 )
