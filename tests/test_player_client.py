@@ -315,8 +315,8 @@ def test_urls() -> None:
 
 def test_prompt_segments_are_checked_by_their_crcs() -> None:
     golden = (Path(__file__).parent / "golden" / "prompt_stream.mp4").read_bytes()
-    starts = [box.start for box in list_boxes(golden) if box.kind == b"styp"]
-    init, segment = golden[: starts[0]], golden[starts[0] : starts[1]]
+    moov, moof, mdat = list_boxes(golden)[1:4]
+    init, segment = golden[: moov.end], golden[moof.start : mdat.end]
     check_media("prompt", init, segment)
     for position in (0, len(segment) // 2, len(segment) - 1):
         damaged = bytearray(segment)
