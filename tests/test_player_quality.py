@@ -345,6 +345,7 @@ class TestCommandLine:
             "psnr_db": PSNR_CAP_DB,
             "ms_ssim": 1.0,
             "ssimulacra2": 100.0,
+            "lpips_embedded": 0.0,
         }
 
     @pytest.mark.parametrize(
