@@ -16,6 +16,8 @@ from packager.encoder import PromptEncoder, PromptHead, load_encoder
 from player.autoencoder import PIXELS_PER_CELL, LatentDecoder, LatentEncoder, grid_sinusoids
 from player.generator import Generator, GeneratorSettings, load_generator
 
+_STEP_ERROR = 1e-3
+
 
 @dataclass
 class TrainConfig:
@@ -186,10 +188,11 @@ def _grow(target: nn.Module, source: nn.Module) -> None:
 
 @torch.no_grad()
 def calibrate_steps(models: Models, frames: Tensor, seed: int = 0) -> Tensor:
-    """Return the relative quantization step [R] of each component of U at which all of them cost the same error.
+    """Return the quantization step [R] of each component of U that costs a mean squared error of 1e-3 (range 2).
 
-    Noise of variance s^2 on a component raises the squared error of the frames by S s^2, so steps in proportion to
-    S^(-1/2) spread a given error best (Gersho and Gray 1992, section 8.3). 1 is the most sensitive component.
+    Noise of variance s^2 on a component raises the squared error of the frames by S s^2, and quantization with a step d
+    is noise of variance d^2 / 12; equal errors of all components spread a given error best (Gersho and Gray 1992,
+    section 8.3).
 
     Args:
         models: the networks, trained.
@@ -210,5 +213,4 @@ def calibrate_steps(models: Models, frames: Tensor, seed: int = 0) -> Tensor:
         noisy = u.clone()
         noisy[..., component] += (spread * torch.randn(u.shape[:2], generator=noise)).to(u.device)
         rates.append((render(noisy) - clean).square().mean() / spread.square())
-    steps = torch.stack(rates).rsqrt()
-    return steps / steps.min()
+    return torch.sqrt(12 * _STEP_ERROR / torch.stack(rates))

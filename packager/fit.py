@@ -56,7 +56,7 @@ class FitConfig:
     patience: int = 8
     """Steps without a better smoothed loss before the learning rate is halved."""
     u_step: float = 0.35
-    """Quantization step of U, times the generator's own scale of each component (docs/RESULTS.md)."""
+    """Quantization step of U, in units of the generator's `step_scale` of each component (docs/RESULTS.md)."""
     v_step: float = 0.05
     """Quantization step of V."""
     motion: bool = True
@@ -152,7 +152,7 @@ def scene_cuts(frames: Tensor) -> list[int]:
 class _Fit:
     """State of one fit: parameters of the key prompts and what each frame's loss was last."""
 
-    u: nn.Parameter  # [K, L, R]
+    u: nn.Parameter  # [K, L, R], in units of the generator's step_scale
     v: nn.Parameter  # [K or 1, R, D]
     motion: nn.Parameter | None  # [K - 1, 2, rows, columns] in pixels
     offsets: np.ndarray  # [K], frames that carry key prompts
@@ -178,13 +178,18 @@ class _Fit:
         return [self.u, self.v] if self.motion is None else [self.u, self.v, self.motion]
 
     @property
+    def u_scale(self) -> Tensor:
+        """The unit [R] of each component of U."""
+        return self.generator.step_scale[: self.rank]
+
+    @property
     def u_steps(self) -> Tensor:
         """The quantization step [R] of each component of U."""
-        return self.config.u_step * self.generator.step_scale[: self.rank]
+        return self.config.u_step * self.u_scale
 
     def quantized(self) -> tuple[Tensor, Tensor]:
         """Return u [K, L, R], v [K, R, D] after fake quantization."""
-        u = quantize_ste(self.u, self.u_steps)
+        u = quantize_ste(self.u * self.u_scale, self.u_steps)
         v = quantize_ste(self.v, torch.tensor(self.config.v_step, device=self.u.device))
         return u, v.expand(len(u), -1, -1)
 
@@ -233,7 +238,7 @@ class _Fit:
             config.embedding_weight * embeddings.abs().mean() if config.embedding_weight else embeddings.new_zeros(())
         )
         if config.rate_weight:
-            total = total + config.rate_weight * sequence_rate(self.u, grid, self.u_steps)
+            total = total + config.rate_weight * sequence_rate(self.u, grid, config.u_step)
             # V stands against U by its share of values, once a segment if shared
             share = self.v.numel() / self.u.numel()
             total = total + config.rate_weight * share * torch.log2(1 + 2 * self.v.abs() / config.v_step).mean()
@@ -279,7 +284,7 @@ def fit_segment(
     if config.share_v:
         v = v.mean(dim=0, keepdim=True)
     motion = nn.Parameter(estimate_motion(frames, offsets)) if config.motion and len(offsets) > 1 else None
-    fit = _Fit(nn.Parameter(u), nn.Parameter(v), motion, offsets, config, generator)
+    fit = _Fit(nn.Parameter(u / generator.step_scale[:rank]), nn.Parameter(v), motion, offsets, config, generator)
     start = [p.detach().clone() for p in fit.parameters()]
     before = _objective(fit, frames, rank)
     _descend(fit, frames, sorted(set(ranks)), progress)
@@ -386,7 +391,7 @@ def _objective(fit: _Fit, frames: Tensor, rank: int) -> float:
 @torch.no_grad()
 def _to_segment(fit: _Fit, offsets: np.ndarray, frames: int) -> Segment:
     config, rank = fit.config, fit.rank
-    u = quantize(fit.u, fit.u_steps).cpu().numpy()
+    u = quantize(fit.u * fit.u_scale, fit.u_steps).cpu().numpy()
     v = quantize(fit.v, torch.tensor(config.v_step, device=fit.u.device)).expand(len(u), -1, -1).cpu().numpy()
     keys = tuple(
         KeyPrompt(int(at), np.ascontiguousarray(ku), np.ascontiguousarray(kv))

@@ -56,7 +56,7 @@ def frame_loss(output: Tensor, target: Tensor, structure_weight: float = 0.3, sc
     return loss / scales
 
 
-def sequence_rate(u: Tensor, grid: tuple[int, int], step: Tensor) -> Tensor:
+def sequence_rate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:
     """Return a smooth estimate of the bits a value of the key prompts U [K, L, R] of one segment costs.
 
     As `rate_estimate`, with two differences that matter to a fit: the key prompt before is a predictor too, so still
@@ -66,7 +66,7 @@ def sequence_rate(u: Tensor, grid: tuple[int, int], step: Tensor) -> Tensor:
     Args:
         u: prompts of the K key frames, in time order.
         grid: as in `rate_estimate`.
-        step: quantization step of each component [R].
+        step: quantization step.
     """
     residuals = [u]
     if grid[0]:

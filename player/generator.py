@@ -71,7 +71,7 @@ class Generator(nn.Module):
         tokens, width: L and D of the embeddings.
         max_rank: largest rank that a prompt for it can have.
         native_size: (height, width) of its frames in pixels.
-        step_scale: [R], how coarsely each component of U may be quantized against the others for the same error.
+        step_scale: [R], the unit of each component of U: quantization steps in proportion to it cost equal errors.
         folder: where it was loaded from.
     """
 
