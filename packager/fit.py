@@ -49,8 +49,11 @@ class FitConfig:
     """Steps of gradient descent on a segment, at most."""
     frames_per_step: int = 20
     """Frames rendered a step, drawn over the whole segment."""
-    learning_rate: float = 0.05
+    learning_rate: float = 0.03
     """Adam's step at the start; quantities are of unit scale."""
+    schedule: str = "cosine"
+    """How the learning rate falls: cosine (to a tenth over the iterations), or plateau (halved when the loss stalls, as
+    published)."""
     min_learning_rate: float = 0.003
     """The fit ends when the plateau schedule falls below this."""
     patience: int = 8
@@ -86,6 +89,8 @@ class FitConfig:
         for name in ("learning_rate", "min_learning_rate", "u_step", "v_step"):
             if not getattr(self, name) > 0:
                 raise BuildError(f"fit.{name} is {getattr(self, name)}, expected more than 0")
+        if self.schedule not in ("cosine", "plateau"):
+            raise BuildError(f"fit.schedule is {self.schedule}, expected cosine or plateau")
         if self.autocast not in ("auto", "bfloat16", "float32"):
             raise BuildError(f"fit.autocast is {self.autocast}, expected auto, bfloat16 or float32")
         if not 0 <= self.worst_share < 1:
@@ -101,6 +106,7 @@ PAPER = FitConfig(
     iterations=10_000,
     frames_per_step=10,
     learning_rate=0.1,
+    schedule="plateau",
     min_learning_rate=0.001,
     patience=300,
     motion=False,
@@ -313,7 +319,7 @@ def _start(
 
 
 def _descend(fit: _Fit, frames: Tensor, ranks: list[int], progress: Callable[[int, int], None] | None) -> None:
-    """Run Adam under a plateau schedule until it is through or the schedule ends it."""
+    """Run Adam under the schedule until it is through or the schedule ends it."""
     config = fit.config
     rng = np.random.default_rng(config.seed)
     groups: list[dict[str, Any]] = [{"params": [fit.u, fit.v]}]
@@ -322,7 +328,12 @@ def _descend(fit: _Fit, frames: Tensor, ranks: list[int], progress: Callable[[in
     optimizer = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.95))
     dtype = descent_dtype(config.autocast, frames.device)
     smoothed, best, since = math.nan, math.inf, 0
+    peaks = [group["lr"] for group in optimizer.param_groups]
     for step in range(config.iterations):
+        if config.schedule == "cosine":
+            share = 0.1 + 0.45 * (1 + math.cos(math.pi * step / config.iterations))
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = share * peak
         chosen = torch.from_numpy(_draw_frames(fit, rng)).to(frames.device)
         drawn = torch.from_numpy(_draw_ranks(ranks, len(chosen), rng)).to(frames.device)
         output, embeddings = fit.render(chosen, drawn, dtype)
@@ -334,13 +345,13 @@ def _descend(fit: _Fit, frames: Tensor, ranks: list[int], progress: Callable[[in
         value = losses.mean().item()
         smoothed = value if math.isnan(smoothed) else 0.8 * smoothed + 0.2 * value
         best, since = (smoothed, 0) if smoothed < best * 0.999 else (best, since + 1)
-        if since >= config.patience:
+        if config.schedule == "plateau" and since >= config.patience:
             since = 0
             for group in optimizer.param_groups:
                 group["lr"] /= 2
         if progress is not None:
             progress(step + 1, config.iterations)
-        if optimizer.param_groups[0]["lr"] < config.min_learning_rate:
+        if config.schedule == "plateau" and optimizer.param_groups[0]["lr"] < config.min_learning_rate:
             break
 
 

@@ -130,7 +130,7 @@ def test_one_frame_segment(frames, tiny_generator, tiny_encoder):
 
 def test_plateau_ends_the_fit(frames, tiny_generator, tiny_encoder):
     seen = []
-    config = quick(iterations=500, learning_rate=1e-9, min_learning_rate=4e-10, patience=2)
+    config = quick(iterations=500, learning_rate=1e-9, schedule="plateau", min_learning_rate=4e-10, patience=2)
     fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[4], progress=lambda at, _: seen.append(at))
     assert len(seen) < 50
 
@@ -145,7 +145,9 @@ def test_frames_of_another_size_are_refused(frames, tiny_generator):
         fit_segment(frames[..., :32], tiny_generator, None, quick(), ranks=[2])
 
 
-@pytest.mark.parametrize("changes", [{"iterations": 0}, {"learning_rate": 0.0}, {"worst_share": 1.0}])
+@pytest.mark.parametrize(
+    "changes", [{"iterations": 0}, {"learning_rate": 0.0}, {"worst_share": 1.0}, {"schedule": "linear"}]
+)
 def test_settings_are_checked(changes):
     with pytest.raises(BuildError, match=next(iter(changes))):
         FitConfig(**changes)
