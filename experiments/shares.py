@@ -1,6 +1,6 @@
 """How much of a link the player gets: ``trace.share=N`` hands it every N-th delivery opportunity.
 
-A 40 kbit/s stream never has to adapt on a 5 Mbit/s link. The player is therefore one of N users of the cell, with N so
+A 20 kbit/s stream never has to adapt on a 5 Mbit/s link. The player is therefore one of N users of the cell, with N so
 large that the mean rate lies inside the default ladder: representations change and rebuffering can happen. Every table
 and figure states N. Traces of your own, and synthetic ones, are used whole unless you say otherwise.
 """
@@ -8,7 +8,7 @@ and figure states N. Traces of your own, and synthetic ones, are used whole unle
 from abr import Ladder
 from traces import Trace, catalogue
 
-TARGET_MEAN_BPS = 30e3
+TARGET_MEAN_BPS = 20e3
 """Mean rate that the default shares leave on the first trace of each family, bit/s: inside the embedded generator's
 ladder at 256x256."""
 
