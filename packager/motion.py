@@ -1,8 +1,7 @@
-"""Estimate the motion between key frames, where the fit of a segment starts, and place key frames where it fails."""
+"""Estimate the motion between key frames, where the fit of a segment starts, and drop key frames it can do without."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -18,8 +17,6 @@ _SHARES = (0.25, 0.5, 0.75)  # the frames between two key frames that are looked
 # Mean absolute difference (range 2) that a pixel of difference between neighbouring vectors must win: still or
 # featureless parts then follow what surrounds them.
 _SMOOTHNESS = 1e-3
-_SHORTEST = 5
-"""Intervals of fewer frames than twice this are not split."""
 
 
 def estimate_motion(frames: Tensor, offsets: np.ndarray) -> Tensor:
@@ -57,35 +54,43 @@ def estimate_motion(frames: Tensor, offsets: np.ndarray) -> Tensor:
     return motion.detach()
 
 
-def place_key_frames(frames: Tensor, cuts: Sequence[int], tolerance: float) -> np.ndarray:
-    """Return the frames int64 [K] that carry key prompts, as few as motion can fill the gaps between.
+def merge_still(frames: Tensor, offsets: np.ndarray, tolerance: float) -> np.ndarray:
+    """Return the key frames [k] that are left when those that motion can do without are taken out.
 
-    The first and last frame of every scene are key frames. An interval is halved as long as the frames between, blended
-    from its true key frames along their motion, miss the true ones by more than `tolerance`.
+    Neighbouring intervals become one, pair by pair and again, as long as the true frames between, blended from the true
+    key frames at its ends along their motion, are missed by `tolerance` at most. Cuts stay what they are: an interval
+    of one frame is never merged.
 
     Args:
         frames: the segment [T, 3, H, W] in [-1, 1].
-        cuts: the frames that open a new scene, increasing, none of them 0.
+        offsets: key frames [K] to choose from; the first and the last stay.
         tolerance: mean squared error, for a range of 2.
     """
-    settled = {edge for first, after in pairwise([0, *cuts, len(frames)]) for edge in (first, after - 1)}
-    offsets = np.array(sorted(settled))
     while True:
-        motion = estimate_motion(frames, offsets)
-        middles = [
-            (a + b) // 2
-            for a, b, field in zip(offsets, offsets[1:], motion, strict=False)
-            if b - a >= 2 * _SHORTEST and _blend_error(frames, int(a), int(b), field) > tolerance
-        ]
+        gaps = np.diff(offsets)
+        middles, at = [], 1
+        while at < len(offsets) - 1:
+            joinable = gaps[at - 1] > 1 and gaps[at] > 1
+            middles += [at] if joinable else []
+            at += 2 if joinable else 1
         if not middles:
             return offsets
-        offsets = np.sort(np.concatenate([offsets, middles])).astype(np.int64)
+        merged = np.delete(offsets, middles)
+        motion = estimate_motion(frames, merged)
+        needed = []
+        for middle in middles:
+            first, last = int(offsets[middle - 1]), int(offsets[middle + 1])
+            if _blend_error(frames, first, last, motion[np.searchsorted(merged, first)]) > tolerance:
+                needed.append(offsets[middle])
+        if len(needed) == len(middles):
+            return offsets
+        offsets = np.sort(np.concatenate([merged, needed])).astype(np.int64)
 
 
 @torch.no_grad()
 def _blend_error(frames: Tensor, first: int, last: int, field: Tensor) -> float:
     """Return the mean squared error of three frames between `first` and `last`, blended along `field`."""
-    chosen = torch.tensor([round(first + s * (last - first)) for s in _SHARES], device=frames.device)
-    between = Between.of(np.array([0, last - first]), last - first + 1).to(frames.device)[chosen - first]
+    chosen = torch.tensor([round(s * (last - first)) for s in _SHARES], device=frames.device)
+    between = Between.of(np.array([0, last - first]), last - first + 1).to(frames.device)[chosen]
     blended = frames_between(frames[[first, last]], field[None], between)
-    return (blended - frames[chosen]).square().mean().item()
+    return (blended - frames[first + chosen]).square().mean().item()
