@@ -117,6 +117,7 @@ class _Fetch:
             abandoned = session.on_progress(now_s, download.received_bytes(now_s), first_byte_s=first_byte_s)
             if abandoned:
                 download.cancel(now_s)
+                self._render_kept(session, renderer, now_s)
             return abandoned
         transfer = self._transfer if download is None else download.cancel(self._end_s)
         if transfer.complete:
@@ -125,4 +126,10 @@ class _Fetch:
         else:
             first_byte_s = transfer.first_byte_s if transfer.received_bytes else None
             session.on_error(now_s, TIMEOUT, transfer.received_bytes, first_byte_s=first_byte_s)
+            self._render_kept(session, renderer, now_s)
         return True
+
+    def _render_kept(self, session: Session, renderer: RenderServer, now_s: float) -> None:
+        kept = session.take_kept()
+        if kept is not None:
+            renderer.submit(kept, now_s)

@@ -6,6 +6,7 @@ No I/O and no clock, so a virtual-time simulator and a real client drive the sam
     session.on_progress(now_s, bytes, ...)   so much has arrived; True: cancel the transfer and ask for the next action
     session.on_complete(now_s, transfer)     the request's last byte arrived
     session.on_error(now_s, reason, ...)     it failed or timed out
+    session.take_kept()                      after a request that ended unfinished: the segment to render all the same
     session.on_rendered(now_s, segment)      the downloaded segment became frames; only then can it be shown
 
 Rules. One request at a time. A segment is requested when it fits under the buffer cap together with everything
@@ -13,7 +14,9 @@ downloaded and not yet played, rendered or not; one longer than the cap is reque
 request is repeated `retries` times with growing pauses, then as often at the lowest representation (hls.js's emergency
 switch); then the segment is skipped and playback jumps the gap (dash.js): its time counts as neither played nor
 rebuffered. A controller may have a buffered segment fetched again in a better representation, or its missing layers,
-until its first frame is shown. With `conceal_s` a stop begins with made-up frames, and stands still only after that.
+until its first frame is shown. On a layered ladder the whole layers of a request that failed or was given up are kept:
+the segment counts as arrived in the representation that they make up. With `conceal_s` a stop begins with made-up
+frames, and stands still only after that; a layered segment that is waited for is shown as soon as its base is there.
 Always: startup + played + concealed + rebuffered = elapsed.
 """
 
@@ -81,6 +84,7 @@ class Session:
         self._render_speed: float | None = None
         self._estimator = SlowStartEstimator()
         self._seen_events = 0
+        self._kept: int | None = None
 
     # What a driver may ask.
 
@@ -107,7 +111,13 @@ class Session:
     @property
     def wants_progress(self) -> bool:
         """Whether reports of progress can change anything; a simulator need not step without it."""
-        return self._adviser.may_abandon or (self._pending is not None and self._pending.held is not None)
+        upgrading = self._pending is not None and self._pending.held is not None
+        return self._adviser.may_abandon or upgrading or self._shows_bases
+
+    @property
+    def _shows_bases(self) -> bool:
+        """Whether a stop ends with the base layer of what is waited for."""
+        return self.config.conceal_s > 0 and self.ladder.layer_bytes is not None
 
     def events(self) -> list[Event]:
         """Return everything that happened so far, in order of time."""
@@ -143,8 +153,8 @@ class Session:
         """Take in how much of the answer has arrived; return whether the request is given up.
 
         If so, the driver cancels the transfer and calls next_action, which asks for the segment in the representation
-        that the controller named. What had arrived is thrown away, but counted, and a measurement of the link if
-        `first_byte_s`, the arrival of its first byte, is known.
+        that the controller named. What had arrived is thrown away (but see `take_kept`), counted, and a measurement of
+        the link if `first_byte_s`, the arrival of its first byte, is known.
         """
         in_flight = self._expect_in_flight("on_progress")
         request = in_flight.request
@@ -157,6 +167,9 @@ class Session:
                 return False
             self._abandon(None, received_bytes, first_byte_s)  # its first frame is on the screen: too late
             return True
+        if self._shows_bases and self._runs_dry() and self._stock.whole_part(request, received_bytes) is not None:
+            self._abandon(None, received_bytes, first_byte_s)
+            return True
         target = self._adviser.abandon(in_flight, self._observe(request.segment), received_bytes, first_byte_s)
         if target is not None:
             self._abandon(target, received_bytes, first_byte_s)
@@ -165,22 +178,10 @@ class Session:
     def on_complete(self, now_s: float, transfer: TransferLike) -> None:
         """Take in the answer to the request in flight, whole."""
         in_flight = self._expect_in_flight("on_complete")
-        request = in_flight.request
         sample = in_flight.measure(transfer, now_s)
         self._advance(now_s)
         self._samples.append(sample)
-        self._stock.take_in(request)
-        self._in_flight, self._pending = None, None
-        self._rendering.append(Delivered(in_flight, transfer.finish_s))
-        row = self._rows[request.segment]
-        if request.held is None:
-            row.arrive(sample)
-            self._last_representation = request.representation
-            self._segment += 1
-        else:
-            row.wasted_bytes += request.size_bytes - in_flight.init_bytes  # until it is shown
-            row.init_bytes += in_flight.init_bytes
-        self._tell(request, in_flight.sent_s)
+        self._take_in(in_flight, sample)
 
     def on_error(
         self, now_s: float, reason: str, received_bytes: int = 0, *, first_byte_s: float | None = None
@@ -188,22 +189,32 @@ class Session:
         """Take in that the request in flight failed; `reason` is "timeout" if it took too long.
 
         Args:
-            received_bytes: what had arrived; thrown away, but counted, and a measurement of the link if
-                `first_byte_s`, the arrival of its first byte, is known.
+            received_bytes: what had arrived; thrown away (but see `take_kept`), counted, and a measurement of the link
+                if `first_byte_s`, the arrival of its first byte, is known.
         """
         in_flight = self._expect_in_flight("on_error")
         request, pending = in_flight.request, self._expect_pending()
         in_flight.check_received(received_bytes)
         self._advance(now_s)
-        self._throw_away(received_bytes, first_byte_s)
+        kept = self._throw_away(received_bytes, first_byte_s)
         row = self._rows[request.segment]
         self._note(RequestFailed(self._clock.now_s, request.segment, reason, received_bytes))
+        if kept:
+            return
         if pending.fail(self._clock.now_s, self.config):
             row.retries += 1
             return
         self._pending = None
         if request.held is None:
             self._skip(request.segment)
+
+    def take_kept(self) -> int | None:
+        """Return, once, the segment of which the request that has just ended unfinished brought whole layers.
+
+        The driver renders them as it does a whole answer. Always None on a ladder without layers.
+        """
+        kept, self._kept = self._kept, None
+        return kept
 
     def on_rendered(self, now_s: float, segment: int) -> None:
         """Take in that the oldest downloaded segment is rendered, so that it can be shown."""
@@ -256,15 +267,49 @@ class Session:
             raise SessionError("a request without a decision")
         return self._pending
 
-    def _throw_away(self, received_bytes: int, first_byte_s: float | None) -> None:
-        """End the request in flight without a segment; count and measure what had arrived."""
+    def _take_in(self, fetched: InFlight, sample: ThroughputSample) -> None:
+        """Count what `fetched` asked for as arrived, and let it be rendered."""
+        request, row = fetched.request, self._rows[fetched.request.segment]
+        self._stock.take_in(request)
+        self._in_flight, self._pending = None, None
+        self._rendering.append(Delivered(fetched, sample.finish_s))
+        media_bytes = request.size_bytes - fetched.init_bytes
+        if request.held is None:
+            row.representation, row.size_bytes, row.init_bytes = request.representation, media_bytes, fetched.init_bytes
+            row.arrive(sample)
+            self._last_representation = request.representation
+            self._segment += 1
+        else:
+            row.wasted_bytes += media_bytes  # until it is shown
+            row.init_bytes += fetched.init_bytes
+        self._tell(request, fetched.sent_s)
+
+    def _throw_away(self, received_bytes: int, first_byte_s: float | None) -> bool:
+        """End the request in flight; count and measure what had arrived. Return whether whole layers of it are kept."""
         in_flight, self._in_flight = self._expect_in_flight("the end of a request"), None
-        self._rows[in_flight.request.segment].wasted_bytes += received_bytes
+        request, now_s = in_flight.request, self._clock.now_s
+        row = self._rows[request.segment]
+        row.wasted_bytes += received_bytes
         if self.state is PlaybackState.ENDED:  # an upgrade that nobody waits for any more
-            return
-        sample = in_flight.measure_part(received_bytes, first_byte_s, self._clock.now_s)
+            return False
+        sample = in_flight.measure_part(received_bytes, first_byte_s, now_s)
         if sample is not None:
             self._samples.append(sample)
+        part = self._stock.whole_part(request, received_bytes)
+        if part is None:
+            return False
+        row.wasted_bytes -= part.size_bytes
+        init_bytes = self._stock.init_bytes(part.representation, part.held)
+        # A driver that does not know when the first byte came knows that it has come.
+        arrival = sample or ThroughputSample(received_bytes, in_flight.sent_s, now_s, now_s, complete=False)
+        self._take_in(InFlight(part, in_flight.sent_s, init_bytes), arrival)
+        self._kept = request.segment
+        return True
+
+    def _runs_dry(self) -> bool:
+        """Say whether the viewer has seen all there is, and nothing is being rendered."""
+        begun = self._clock.state is not PlaybackState.STARTUP
+        return begun and not self._rendering and self._clock.playable_s <= MEDIA_TOLERANCE_S
 
     def _note(self, event: Event) -> None:
         """Log an event; what becomes of an upgrade under way after the end is no part of the session."""
@@ -275,9 +320,11 @@ class Session:
         """Give up the request in flight; fetch its segment in `target` next, or (None) decide afresh."""
         in_flight, pending = self._expect_in_flight("an abandonment"), self._expect_pending()
         request, row = in_flight.request, self._rows[in_flight.request.segment]
-        self._throw_away(received_bytes, first_byte_s)
+        kept = self._throw_away(received_bytes, first_byte_s)
         row.abandonments += 1
         self._note(RequestAbandoned(self._clock.now_s, request.segment, request.representation, received_bytes))
+        if kept:
+            return
         if target is None or self.config.reconsider_abandoned:
             self._pending = None
         else:

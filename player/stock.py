@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from abr import Buffered, Ladder
 from player.request import Request
 
@@ -33,6 +35,24 @@ class Stock:
         if self._ladder.init_bytes is None:
             return 0
         return int(self._ladder.init_bytes[sorted(self._needed(representation, held) - self._inits)].sum())
+
+    def whole_part(self, request: Request, received_bytes: int) -> Request | None:
+        """Return the part of an unfinished request that its whole layers make up; None if there is no use for any.
+
+        Layers arrive lowest first, each behind its init segment if that is new.
+        """
+        layers, held = self._ladder.layer_bytes, request.held
+        if layers is None or (held is not None and request.segment not in self):
+            return None
+        whole, size_bytes = held, 0
+        for layer in range(0 if held is None else held + 1, request.representation + 1):
+            end = (
+                size_bytes + int(layers[request.segment, layer]) + self.init_bytes(layer, layer - 1 if layer else None)
+            )
+            if end > received_bytes:
+                break
+            whole, size_bytes = layer, end
+        return None if whole is None or whole == held else replace(request, representation=whole, size_bytes=size_bytes)
 
     def take_in(self, request: Request) -> None:
         """Add what a request has brought: a new segment, or an upgrade that may be too late to count."""

@@ -522,6 +522,56 @@ def test_layers_are_added_and_nothing_is_thrown_away():
     assert (summary["downloaded_bytes"], summary["wasted_bytes"]) == (sum(sizes), 0)
 
 
+def test_whole_layers_of_a_failed_request_are_kept():
+    """Layers of 25100, 15010 and 40020 bytes with their inits: 50000 bytes hold two of them."""
+    session = Session(make_layered(init_bytes=[100, 10, 20]), Script([2]), PlayerConfig())
+    session.next_action(0.0)
+    session.on_error(4.0, "timeout", 50_000, first_byte_s=1.0)
+    assert (session.take_kept(), session.take_kept()) == (0, None)
+    session.on_rendered(4.0, 0)
+    assert session.state is PlaybackState.PLAYING
+    assert session.next_action(4.0).segment == 1
+    row = session.log().segments[0]
+    assert (row["representation"], row["size_bytes"], row["init_bytes"]) == (1, 40_000, 110)
+    assert (row["wasted_bytes"], row["retries"], row["finish_s"]) == (9_890, 0, 4.0)
+
+
+def test_a_failed_request_without_a_whole_layer_is_repeated():
+    session = Session(make_layered(init_bytes=[100, 10, 20]), Script([2]), PlayerConfig())
+    session.next_action(0.0)
+    session.on_error(4.0, "timeout", 25_099, first_byte_s=1.0)
+    assert session.take_kept() is None
+    assert session.next_action(5.0).representation == 2
+    assert session.log().segments[0]["wasted_bytes"] == 25_099
+
+
+def test_the_layers_of_an_upgrade_that_failed_are_shown():
+    session = Session(make_layered(), Improver([0]), PlayerConfig(buffer_s=4.0, startup_s=4.0))
+    _, now_s = answer(session, 0.0)
+    _, now_s = answer(session, now_s)
+    assert session.next_action(now_s).size_bytes == 15_000
+    session.on_error(now_s + 0.5, "timeout", 14_999, first_byte_s=now_s)
+    assert session.take_kept() is None
+    assert session.log().segments[1]["wasted_bytes"] == 14_999
+
+
+@pytest.mark.parametrize("conceal_s", [0.0, 1.0])
+def test_a_stop_ends_with_the_base_layer_if_stops_are_concealed(conceal_s):
+    session = Session(make_layered(), Script([2]), PlayerConfig(conceal_s=conceal_s))
+    answer(session, 0.0)
+    session.next_action(0.25)  # plays until 2.25
+    assert session.wants_progress is (conceal_s > 0)
+    assert not session.on_progress(2.2, 25_000, first_byte_s=1.0)
+    assert not session.on_progress(2.3, 24_999, first_byte_s=1.0)
+    assert session.on_progress(2.4, 30_000, first_byte_s=1.0) is (conceal_s > 0)
+    assert session.take_kept() == (1 if conceal_s else None)
+    if conceal_s:
+        session.on_rendered(2.4, 1)
+        assert session.state is PlaybackState.PLAYING
+        assert session.log().segments[1]["representation"] == 0
+        assert session.log().segments[1]["wasted_bytes"] == 5_000
+
+
 def test_a_representation_fetched_at_once_brings_all_its_layers():
     session = Session(make_layered(init_bytes=[100, 10, 20]), Script([2]), PlayerConfig())
     assert session.next_action(0.0).size_bytes == 80_130
@@ -701,6 +751,13 @@ def drive(session, times_s, render_times_s, failures):
             session.on_rendered(now_s, segment)
             assert -1e-9 <= session.buffer_s <= cap + 1e-9
 
+    def render_kept():
+        nonlocal free_s
+        segment = session.take_kept()
+        if segment is not None:
+            free_s = max(free_s, now_s) + render_times_s[segment % len(render_times_s)]
+            renders.append((free_s, segment))
+
     for _ in range(10_000):
         render_until(now_s)
         action = session.next_action(now_s)
@@ -722,12 +779,14 @@ def drive(session, times_s, render_times_s, failures):
         now_s = report_s
         if session.on_progress(now_s, action.size_bytes // 3, first_byte_s=sent_s):
             session.received_bytes += action.size_bytes // 3
+            render_kept()
             continue
         render_until(finish_s)
         now_s = finish_s
         if failed or took_s > action.timeout_s:
             session.on_error(now_s, "timeout" if took_s > action.timeout_s else "reset", action.size_bytes // 2)
             session.received_bytes += action.size_bytes // 2
+            render_kept()
             continue
         session.on_complete(now_s, Done(sent_s, sent_s + took_s / 3, now_s, action.size_bytes))
         session.received_bytes += action.size_bytes
