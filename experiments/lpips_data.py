@@ -37,6 +37,7 @@ _RUNS, _FRAMES, _CROPS = 16, 8, 2  # of a shard, of a run, of a frame
 PAIRS_PER_SHARD = _RUNS * _FRAMES * _CROPS
 _STRIDE = 2  # a run of a clip is this many times longer than what is kept of it: neighbours are much alike
 _CLIP_SHARE = 0.35  # of runs that come from clips, where there are clips
+_PROMPT_SHARE = 0.3  # of runs that show this codec; the other distortions share the rest
 _HELD_OUT_SHARE = 4  # one clip in four, chosen by the checksum of its name, is never trained on
 
 
@@ -118,7 +119,9 @@ class PairMaker:
         motion = bool(self.clips) and rng.random() < _CLIP_SHARE
         frames = self._clip_run(rng) if motion else self._picture_run(rng)
         known = families(self.generator, self.encoder, motion=motion)
-        distorted = known[str(rng.choice(list(known)))](frames, rng)
+        prompts = known.pop("prompts")
+        distort = prompts if rng.random() < _PROMPT_SHARE else known[str(rng.choice(list(known)))]
+        distorted = distort(frames, rng)
         kept = slice(None, None, _STRIDE) if motion else slice(None)
         pairs = np.stack([frames[kept], distorted[kept]], axis=1)  # [_FRAMES, 2, H, W, 3]
         crops = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
@@ -20,10 +21,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from packager.encoder import PromptEncoder
-from packager.fit import key_offsets
-from player.decoder import from_pixels, to_pixels
+from packager.fit import FAST, FitConfig, fit_segment, key_offsets
+from player.decoder import from_pixels, render_segment, to_pixels
 from player.generator import Generator
-from player.prompt import interpolate, interpolation_matrix
+from player.prompt import interpolation_matrix
 
 Distortion = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -38,8 +39,11 @@ _OPTIONS = {
 }
 CODECS = {"x264": ("libx264", 20, 50), "x265": ("libx265", 20, 50), "av1": ("libsvtav1", 25, 63)}
 """FFmpeg's encoder and the range of constant rate factors, from good to the worst it does."""
-_U_STEPS = (0.15, 0.5)  # quantization steps of U, around those of the fit
-_KEY_INTERVALS = (1, 15)  # frames between key prompts
+TOP_RANK = 16
+"""Of a ladder of this codec, by default."""
+_U_STEPS = (0.2, 1.0)  # quantization steps of U, around those of a ladder of prompts
+_KEY_INTERVALS = (1, 16)  # frames between key prompts
+_FIT_STEPS = 4  # of a fit that is only to show what fitted frames look like
 
 
 def transcode(frames: np.ndarray, codec: str, crf: int) -> np.ndarray:
@@ -208,27 +212,38 @@ def crossfade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 @torch.no_grad()
-def render(
-    frames: np.ndarray, generator: Generator, encoder: PromptEncoder, *, rank: int, keys: np.ndarray, u_step: float
+def render_stills(
+    frames: np.ndarray, generator: Generator, encoder: PromptEncoder, *, rank: int, u_step: float
 ) -> np.ndarray:
-    """Return the generator's frames for the encoder's prompts of frames `keys`, quantized and interpolated."""
-    u, v = encoder(from_pixels(frames[keys]).to(generator.device))
-    u = torch.round(u[..., :rank] / u_step) * u_step
-    weights = interpolation_matrix(keys, len(frames)).to(generator.device)
-    norm_rank = generator.norm_rank(generator.max_rank)
-    embeddings = generator.space.compose(interpolate(u, weights), interpolate(v[:, :rank], weights), norm_rank)
+    """Return the generator's frames for the encoder's prompts of single frames, quantized, without any fitting."""
+    u, v = encoder(from_pixels(frames).to(generator.device))
+    steps = u_step * generator.step_scale[:rank]
+    u = torch.round(u[..., :rank] / steps) * steps
+    embeddings = generator.space.compose(u, v[:, :rank], generator.norm_rank(TOP_RANK))
     out: list[Tensor] = [generator.generate(part) for part in embeddings.split(8)]
     return to_pixels(torch.cat(out)).cpu().numpy()
+
+
+def render_fits(
+    frames: np.ndarray, generator: Generator, encoder: PromptEncoder, config: FitConfig, *, ranks: Sequence[int]
+) -> list[np.ndarray]:
+    """Return what a player shows of a run at each of the ranks, which are fitted together as a packager does."""
+    segment = fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks)
+    norm_rank = generator.norm_rank(max(ranks))
+    return [render_segment(segment.truncate(rank), norm_rank, generator) for rank in ranks]
 
 
 def prompts(
     frames: np.ndarray, rng: np.random.Generator, *, generator: Generator, encoder: PromptEncoder, motion: bool
 ) -> np.ndarray:
-    """Render the run from prompts at a random rank, interpolated between key prompts where it is a run of `motion`."""
-    rank = int(rng.integers(1, generator.max_rank + 1))
-    keys = key_offsets(len(frames), int(rng.integers(*_KEY_INTERVALS))) if motion else np.arange(len(frames))
-    u_step = float(rng.uniform(*_U_STEPS))
-    return render(frames, generator, encoder, rank=rank, keys=keys, u_step=u_step)
+    """Render the run from prompts at a random rank; a run of `motion` from a short fit, warped between key frames."""
+    top = min(TOP_RANK, generator.max_rank)
+    rank, u_step = int(rng.integers(1, top + 1)), float(rng.uniform(*_U_STEPS))
+    if not motion:
+        return render_stills(frames, generator, encoder, rank=rank, u_step=u_step)
+    interval = int(rng.integers(*_KEY_INTERVALS))
+    config = replace(FAST, iterations=_FIT_STEPS, interval=interval, u_step=u_step)
+    return render_fits(frames, generator, encoder, config, ranks=sorted({rank, top}))[0]
 
 
 STILL: dict[str, Distortion] = {

@@ -43,26 +43,33 @@ class LpipsTrainConfig:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate:g}, expected more than 0")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How closely scores follow a teacher's."""
+    """How closely scores follow a teacher's: about `slope` * teacher + `intercept` (least squares)."""
 
     frames: int
     pearson: float
     spearman: float
     mean_absolute_error: float
     teacher_mean: float
+    slope: float
+    intercept: float
 
 
 def agreement(scores: np.ndarray, teacher: np.ndarray) -> Agreement:
     """Return the agreement of scores [N] with a teacher's [N]; correlations of constant scores are NaN."""
     error = float(np.abs(scores - teacher).mean())
     if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(teacher) == 0:
-        return Agreement(len(scores), math.nan, math.nan, error, float(teacher.mean()))
-    pearson, spearman = stats.pearsonr(scores, teacher).statistic, stats.spearmanr(scores, teacher).statistic
-    return Agreement(len(scores), float(pearson), float(spearman), error, float(teacher.mean()))
+        return Agreement(len(scores), math.nan, math.nan, error, float(teacher.mean()), math.nan, math.nan)
+    line, spearman = stats.linregress(teacher, scores), stats.spearmanr(scores, teacher).statistic
+    return Agreement(
+        len(scores), float(line.rvalue), float(spearman), error, float(teacher.mean()), float(line.slope),
+        float(line.intercept),
+    )  # fmt: skip
 
 
 def distance_loss(maps: list[Tensor], target_maps: Tensor, target_taps: Tensor, score_weight: float) -> Tensor:
@@ -91,13 +98,16 @@ class LpipsTrainer:
     held: Pairs
     out: Path
     device: torch.device
+    start: EmbeddedNetwork | None = None
+    """What training begins with; None is random weights."""
     network: EmbeddedNetwork = field(init=False)
     step: int = 0
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.config.seed)
-        self.network = EmbeddedNetwork().to(self.device, memory_format=torch.channels_last)
+        first = self.start or EmbeddedNetwork()
+        self.network = first.requires_grad_(True).to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=1e-4, fused=True)
 
     @property
@@ -187,7 +197,7 @@ class LpipsTrainer:
         row = {
             "step": self.step, "seconds": round(self.seconds, 1), "loss": round(loss, 5),
             "pearson": round(held.pearson, 5), "spearman": round(held.spearman, 5),
-            "mean_absolute_error": round(held.mean_absolute_error, 5),
+            "mean_absolute_error": round(held.mean_absolute_error, 5), "slope": round(held.slope, 4),
         }  # fmt: skip
         path = self.out / "log.csv"
         first = not path.exists()

@@ -41,8 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads")
     training = parser.add_argument_group("train")
     training.add_argument("--out", type=Path, default=Path("outputs/lpips_embedded"), help="pairs, checkpoint, curves")
-    training.add_argument("--shards", type=int, default=96, help="shards of 256 pairs to learn from")
+    training.add_argument("--shards", type=int, default=64, help="shards of 256 pairs to learn from")
     training.add_argument("--epochs", type=int, help="passes over the pairs")
+    training.add_argument("--start", type=Path, help="network to go on from (default: random weights)")
+    training.add_argument("--learning-rate", type=float, help="Adam's at the start (default: 0.002)")
     training.add_argument("--minutes", type=float, help="stop after this many minutes of training, to be resumed")
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--device", default="auto", help="auto, cpu, cuda")
@@ -87,10 +89,14 @@ def _train(arguments: argparse.Namespace) -> int:
     from experiments.train_data import load_pictures
     from packager.encoder import load_encoder
     from player.generator import EMBEDDED, load_generator, resolve_device
+    from player.quality.embedded import load_network
     from player.quality.weights import load_lpips_network
 
     _check_folders(arguments)
-    config = LpipsTrainConfig(seed=arguments.seed, **({"epochs": arguments.epochs} if arguments.epochs else {}))
+    changes = {"epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = LpipsTrainConfig(seed=arguments.seed, **given)
+    start = load_network(arguments.start) if arguments.start else None
     teacher = load_lpips_network("squeeze", weights_dir=arguments.weights)
     training, held = load_pictures(arguments.images, limit=arguments.limit)
 
@@ -109,22 +115,34 @@ def _train(arguments: argparse.Namespace) -> int:
         return build_pairs(lambda: maker(held_out), arguments.out / name, shards, seed=seed, progress=progress)
 
     parts = pairs("pairs", arguments.shards, config.seed, False), pairs("held", _HELD_SHARDS, config.seed + 1, True)
-    trainer = LpipsTrainer(config, *parts, arguments.out, resolve_device(arguments.device))
+    trainer = LpipsTrainer(config, *parts, arguments.out, resolve_device(arguments.device), start)
     if trainer.resume():
         log.info("resuming at step %d of %d", trainer.step, trainer.steps)
     if not trainer.run(seconds=60 * arguments.minutes if arguments.minutes else math.inf):
         log.info("time is up at step %d of %d; the same command goes on from there", trainer.step, trainer.steps)
         return 0
-    export(trainer, arguments.out / "export", training_pictures=len(training.pictures))
-    log.info("written to %s", arguments.out / "export")
+    folder = arguments.out / "export"
+    export(trainer, folder, training_pictures=len(training.pictures), command=_command(arguments))
+    log.info("written to %s", folder)
     return 0
 
 
-def export(trainer: LpipsTrainer, folder: Path, *, training_pictures: int) -> None:
+def _command(arguments: argparse.Namespace) -> str:
+    """Return the command of this training, folders by their last names."""
+    words = ["python -m experiments.train_lpips"]
+    for name in ("images", "videos", "limit", "shards", "epochs", "start", "learning_rate", "seed"):
+        value = getattr(arguments, name)
+        if value is not None:
+            words.append(f"--{name.replace('_', '-')} {value.name if isinstance(value, Path) else value}")
+    return " ".join(words)
+
+
+def export(trainer: LpipsTrainer, folder: Path, *, training_pictures: int, command: str) -> None:
     """Write the trained network and its model card."""
     import torch
 
     from experiments.lpips_data import CROP_SIDE
+    from experiments.lpips_distortions import TOP_RANK
     from experiments.lpips_trainer import agreement
     from player.quality.embedded import save_network
 
@@ -138,21 +156,25 @@ def export(trainer: LpipsTrainer, folder: Path, *, training_pictures: int) -> No
 
 An estimate of LPIPS v0.1 with SqueezeNet, trained by this project to reproduce its scores. It is not LPIPS, and is
 printed as `lpips-embedded`. For measurement only: never in a loss of training or fitting (docs/metrics.md).
-Written by `python -m experiments.train_lpips`.
+Written by
 
-- Network: {parameters:.2f} million parameters in float16, {size:.2f} MB; SqueezeNet's geometry at half its width,
-  trained from random weights. Licence: this project's own.
+    {command}
+
+- Network: {parameters:.2f} million parameters in float16, {size:.2f} MB; SqueezeNet's geometry at half its width.
+  Licence: this project's own.
+- Start: {"an earlier generation of this network" if trainer.start else "random weights"}.
 - Teacher: LPIPS v0.1, SqueezeNet 1.1, published weights.
 - Data: {len(trainer.training.taps)} pairs of {CROP_SIDE}x{CROP_SIDE} crops, from {training_pictures} pictures and,
   where given, three clips in four; distorted by JPEG, WebP, x264, x265, AV1, blur, resampling, noise, ghosting, shifts,
-  colour, blocks, two of them in a row, cross-fades, and the embedded generator at all its ranks.
+  colour, blocks, two of them in a row, cross-fades, and in three runs of ten this codec at ranks 1 to {TOP_RANK}:
+  prompts from the encoder for pictures, short fits and motion between key frames for clips.
 - Loss: mean absolute error of the square roots of distances, at every tap's places and of the whole score.
 - Steps: {trainer.step} of {trainer.config.batch} pairs ({trainer.config.epochs} epochs), seed {trainer.config.seed};
   {trainer.seconds / 60:.0f} minutes on {trainer.device} with {torch.get_num_threads()} threads
   ({platform.machine()}), torch {torch.__version__}.
 - Held-out pictures and clips, {held.frames} crops: Pearson {held.pearson:.3f}, Spearman {held.spearman:.3f}, mean
-  absolute error {held.mean_absolute_error:.4f} at a mean score of {held.teacher_mean:.3f}. Whole frames:
-  `python -m experiments.train_lpips evaluate`.
+  absolute error {held.mean_absolute_error:.4f} at a mean of {held.teacher_mean:.3f}; score = {held.slope:.2f} LPIPS
+  {held.intercept:+.3f}. Whole frames: `python -m experiments.train_lpips evaluate`.
 """,
         encoding="utf-8",
     )

@@ -154,6 +154,7 @@ def test_agreement_of_known_scores():
     teacher = np.array([0.1, 0.2, 0.4])
     found = agreement(2 * teacher, teacher)
     assert (found.frames, found.pearson, found.spearman) == (3, pytest.approx(1), pytest.approx(1))
+    assert (found.slope, found.intercept) == (pytest.approx(2), pytest.approx(0))
     assert found.mean_absolute_error == pytest.approx(0.7 / 3)
     assert agreement(np.array([0.4, 0.2, 0.1]), teacher).spearman == pytest.approx(-1)
     assert np.isnan(agreement(np.ones(3), teacher).pearson)
