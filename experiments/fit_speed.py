@@ -1,0 +1,166 @@
+"""How fast fits get somewhere: `python -m experiments.fit_speed VIDEO --run fast:1 --run fast:30 --run paper:100`.
+
+Every run fits one segment at one rank by a preset cut at a number of steps, and tells how many frames the generator
+rendered meanwhile (evaluations, with or without gradient) beside what came out. `--nested 2,4,8` compares the lower
+ranks of one fit with fits made for each of them alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from packager.encoder import PromptEncoder
+    from packager.fit import FitConfig
+    from player.bitstream import Segment
+    from player.generator import Generator
+    from player.quality import Metric
+
+_MEASURED_EVERY = 4  # frames; neighbours are much alike
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.fit_speed", description=__doc__.split("\n")[0])
+    parser.add_argument("video", type=Path)
+    parser.add_argument("--run", dest="runs", action="append", default=[], help="PRESET:STEPS, such as paper:100")
+    parser.add_argument("--rank", type=int, default=8, help="of the runs")
+    parser.add_argument("--nested", default="", help="lower ranks to compare with fits of their own: 2,4,8")
+    parser.add_argument("--top-rank", type=int, default=16, help="of the fit that holds the lower ranks")
+    parser.add_argument("--segment", type=int, default=0, help="which segment, from 0")
+    parser.add_argument("--segment-s", type=float, default=2.0, help="its duration, s")
+    parser.add_argument("--generator", default="embedded")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = build_parser().parse_args(argv)
+    # torch is imported late, so that --help answers at once
+    import torch
+
+    from packager.errors import PackagerError
+    from player.errors import PlayerError
+
+    try:
+        rows = []
+        for row in study(arguments):
+            numbers = (
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            )
+            print("  ".join(numbers), flush=True)
+            rows.append(row)
+    except (PackagerError, PlayerError, ValueError) as error:
+        sys.stderr.write(f"fit_speed: {error}\n")
+        return 1
+    if arguments.json:
+        content = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def study(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for every run, then two for every nested rank: of the prefix, and of a fit of its own."""
+    from experiments.fit_study import read_segment_frames
+    from packager.encoder import load_encoder
+    from packager.fit import FAST
+    from player.generator import load_generator
+    from player.quality import load_metrics
+
+    configs = [(text, parse_run(text)) for text in arguments.runs]
+    nested = [int(rank) for rank in arguments.nested.split(",") if rank]
+    if not configs and not nested:
+        raise ValueError("nothing to do: expected --run or --nested")
+    if nested and max(nested) >= arguments.top_rank:
+        raise ValueError(f"--nested {arguments.nested}: expected ranks below --top-rank {arguments.top_rank}")
+    generator = load_generator(arguments.generator, device=arguments.device)
+    encoder = load_encoder(generator)
+    frames = read_segment_frames(arguments.video, arguments.segment, arguments.segment_s, generator.native_size)
+    metrics = load_metrics(device=arguments.device, frame_size=generator.native_size)
+
+    def fit(config: FitConfig, ranks: Sequence[int]) -> tuple[Segment, dict[str, Any]]:
+        return _timed_fit(frames, generator, encoder, config, ranks)
+
+    def scores(segment: Segment, top_rank: int) -> dict[str, float]:
+        return _scores(frames, segment, top_rank, generator, metrics)
+
+    for text, config in configs:
+        segment, cost = fit(config, [arguments.rank])
+        yield {"run": text, "rank": arguments.rank, **cost, **scores(segment, arguments.rank)}
+    if nested:
+        whole, cost = fit(FAST, [*nested, arguments.top_rank])
+        for rank in nested:
+            prefix = scores(whole.truncate(rank), arguments.top_rank)
+            yield {"run": f"prefix of rank {arguments.top_rank}", "rank": rank, **cost, **prefix}
+            alone, cost_alone = fit(FAST, [rank])
+            yield {"run": "alone", "rank": rank, **cost_alone, **scores(alone, rank)}
+
+
+def parse_run(text: str) -> FitConfig:
+    """Return the preset with its number of steps that `paper:100` means."""
+    from packager.fit import fit_preset
+
+    preset, _, steps = text.partition(":")
+    if not steps.isdecimal():
+        raise ValueError(f"--run {text}: expected PRESET:STEPS, such as paper:100")
+    return fit_preset(preset, iterations=int(steps))
+
+
+@contextmanager
+def counted_frames(generator: Generator) -> Iterator[list[int]]:
+    """Give a list whose sum is the number of frames that the generator has rendered since."""
+    batches: list[int] = []
+    hook = generator.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    try:
+        yield batches
+    finally:
+        hook.remove()
+
+
+def _timed_fit(
+    frames: np.ndarray, generator: Generator, encoder: PromptEncoder | None, config: FitConfig, ranks: Sequence[int]
+) -> tuple[Segment, dict[str, Any]]:
+    from packager.fit import fit_segment
+    from player.decoder import from_pixels
+
+    began, processor = time.perf_counter(), time.process_time()
+    with counted_frames(generator) as batches:
+        segment = fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks)
+    cost = {
+        "evaluations": sum(batches),
+        "seconds": time.perf_counter() - began,
+        "processor_s": time.process_time() - processor,
+    }
+    return segment, cost
+
+
+def _scores(
+    frames: np.ndarray, segment: Segment, top_rank: int, generator: Generator, metrics: Sequence[Metric]
+) -> dict[str, float]:
+    """Return the mean quality of what decodes, and the two losses that the presets descend on."""
+    from packager.losses import frame_loss
+    from player.decoder import from_pixels, render_segment
+
+    shown = render_segment(segment, generator.norm_rank(top_rank), generator)
+    shown, true = shown[::_MEASURED_EVERY], frames[::_MEASURED_EVERY]
+    output, target = from_pixels(shown), from_pixels(true)
+    losses = {
+        "paper_loss": float((output - target).square().mean()),
+        "fast_loss": float(frame_loss(output, target).mean()),
+    }
+    return losses | {metric.name: float(metric(true, shown).mean()) for metric in metrics}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
