@@ -21,8 +21,7 @@ CRFS = {"x264": (24, 30, 36, 42, 48), "x265": (24, 30, 36, 42, 48), "av1": (30, 
 RANKS = (1, 2, 4, 8, 16)
 
 _SEED = 2
-_PICTURES = 48  # of each distortion
-_CLIP_FRAMES, _STRIDE = 48, 4  # frames of a clip that are coded, and every how many are measured
+_STRIDE = 4  # every how many of a clip's coded frames are measured
 _FIT_STEPS = 10  # a third of the preset's: the start is near the end
 
 
@@ -37,25 +36,31 @@ class Scored:
 
 
 def score_pictures(
-    held: PictureSet, generator: Generator, encoder: PromptEncoder, student: Metric, teacher: Metric
+    held: PictureSet, generator: Generator, encoder: PromptEncoder, student: Metric, teacher: Metric, *, count: int
 ) -> Iterator[Scored]:
-    """Yield the scores of held-out pictures under every distortion of single frames."""
+    """Yield the scores of `count` held-out pictures under every distortion of single frames."""
     height, _ = generator.native_size
     rng = np.random.default_rng(_SEED)
     for name, distort in families(generator, encoder, motion=False).items():
-        frames = to_pixels(held.crops(_PICTURES, height, rng)).numpy()
+        frames = to_pixels(held.crops(count, height, rng)).numpy()
         # a few at a time, so that a video codec draws several rate factors
         distorted = np.concatenate([distort(part, rng) for part in np.array_split(frames, max(1, len(frames) // 8))])
         yield Scored("pictures", name, student(frames, distorted), teacher(frames, distorted))
 
 
 def score_clips(
-    clips: Iterable[Clip], generator: Generator, encoder: PromptEncoder, student: Metric, teacher: Metric
+    clips: Iterable[Clip],
+    generator: Generator,
+    encoder: PromptEncoder,
+    student: Metric,
+    teacher: Metric,
+    *,
+    length: int,
 ) -> Iterator[Scored]:
-    """Yield the scores of held-out clips: from video codecs, and from prompts fitted and rendered as streamed."""
+    """Yield the scores of held-out clips, `length` frames of each, from video codecs and from this codec."""
     config = replace(FAST, iterations=_FIT_STEPS)
     for clip in clips:
-        frames = clip.frames[:_CLIP_FRAMES]
+        frames = clip.frames[:length]
         coded = {codec: [transcode(frames, codec, crf) for crf in CRFS[codec]] for codec in CODECS}
         ranks = [rank for rank in RANKS if rank <= generator.max_rank]
         coded["prompts"] = render_fits(frames, generator, encoder, config, ranks=ranks)

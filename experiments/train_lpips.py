@@ -50,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--device", default="auto", help="auto, cpu, cuda")
     measuring = parser.add_argument_group("evaluate")
     measuring.add_argument("--network", type=Path, help="network to measure (default: the one that is shipped)")
+    measuring.add_argument("--pictures", type=int, default=48, help="held-out pictures of each distortion")
+    measuring.add_argument("--frames", type=int, default=48, help="frames of a held-out clip that are coded")
     measuring.add_argument("--json", type=Path, help="write the table as JSON, too")
     return parser
 
@@ -190,6 +192,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from player.quality.embedded import WEIGHTS_FILE, EmbeddedLpips, load_network
 
     _check_folders(arguments)
+    for name in ("pictures", "frames"):
+        if getattr(arguments, name) < 2:
+            raise ValueError(f"--{name} {getattr(arguments, name)}: expected 2 or more")
     student = EmbeddedLpips(network=load_network(arguments.network or WEIGHTS_FILE))
     teacher = load_metrics(["lpips_squeeze"], weights_dir=arguments.weights)[0]
     generator = load_generator(EMBEDDED, device="cpu")
@@ -197,11 +202,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     assert encoder is not None  # the embedded generator has one
     _, held = load_pictures(arguments.images, limit=arguments.limit)
     parts = []
-    for scored in score_pictures(held, generator, encoder, student, teacher):
+    for scored in score_pictures(held, generator, encoder, student, teacher, count=arguments.pictures):
         log.info("pictures: %s", scored.name)
         parts.append(scored)
     clips = load_clips(arguments.videos, held_out=True) if arguments.videos else []
-    for scored in score_clips(clips, generator, encoder, student, teacher):
+    for scored in score_clips(clips, generator, encoder, student, teacher, length=arguments.frames):
         log.info("clips: %s", scored.name)
         parts.append(scored)
     rows = summarise(parts)

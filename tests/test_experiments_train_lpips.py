@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import lpips_data, lpips_evaluate, lpips_trainer, train_lpips
+from experiments import lpips_data, lpips_trainer, train_lpips
 from experiments.lpips_data import PairMaker, Pairs, build_pairs, is_held_out, load_clips
 from experiments.lpips_distortions import families
 from experiments.lpips_trainer import LpipsTrainConfig, LpipsTrainer, agreement
@@ -37,7 +37,6 @@ def small(monkeypatch):
     changes = {"FRAME_SIDE": SIDE, "CROP_SIDE": SIDE, "_RUNS": 2, "_FRAMES": 2, "PAIRS_PER_SHARD": 8}
     for name, value in changes.items():
         monkeypatch.setattr(lpips_data, name, value)
-    monkeypatch.setattr(lpips_evaluate, "_PICTURES", 2)
     monkeypatch.setattr(train_lpips, "_HELD_SHARDS", 1)
     monkeypatch.setattr(lpips_trainer, "_WARM_UP_STEPS", 1)
 
@@ -183,11 +182,12 @@ def test_command_trains_exports_and_measures(command, tmp_path, capsys):
     assert "It is not LPIPS" in card
     network = out / "export" / "lpips_embedded.safetensors"
     capsys.readouterr()
-    assert command("evaluate", "--network", str(network), "--json", str(tmp_path / "table.json")) == 0
+    table = tmp_path / "table.json"
+    assert command("evaluate", "--network", str(network), "--pictures", "2", "--json", str(table)) == 0
     printed = capsys.readouterr().out
     assert "| held-out clips, this codec |" in printed
     assert "| clips: av1 |" in printed
-    rows = json.loads((tmp_path / "table.json").read_text())
+    rows = json.loads(table.read_text())
     assert rows["held-out pictures, all distortions"]["frames"] == 14 * rows["pictures: jpeg"]["frames"] == 28
 
 
@@ -196,6 +196,7 @@ def test_command_trains_exports_and_measures(command, tmp_path, capsys):
     [
         (["--images", "nowhere"], "--images nowhere: not a folder"),
         (["--images", ".", "--epochs", "-1"], "epochs is -1, expected 1 or more"),
+        (["evaluate", "--images", ".", "--frames", "1"], "--frames 1: expected 2 or more"),
         (["evaluate", "--images", ".", "--network", "nowhere.safetensors"], "no weights of lpips-embedded"),
     ],
 )
