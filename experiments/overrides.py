@@ -3,6 +3,7 @@
     trace=lte            ->  trace.name=lte              (also abr=, video=; values may be names or paths)
     codec=prompt+h265    ->  codec=[prompt,h265]
     rate=1.5M            ->  trace.rate_bps=1500000.0    (also Mbps, Mbit/s, k, kbit/s, G, or plain bit/s)
+    segment_s=0.5        ->  build.segment_s=0.5
 
 Under ``-m`` a comma keeps Hydra's meaning, one run per value: ``-m trace=lte,umts`` -> ``trace.name=lte,umts``.
 """
@@ -15,6 +16,9 @@ from experiments.errors import UsageError
 
 SCALAR_SHORTHANDS = {"trace": "trace.name", "abr": "abr.name", "video": "video.name"}
 """Group -> the key inside it that the bare group name stands for on the command line."""
+
+ALIASES = {"segment_s": "build.segment_s"}
+"""Short key -> the key that it stands for, value and all."""
 
 RATE_KEYS = ("rate", "trace.rate_bps")
 """Keys whose value may carry a unit; all of them set ``trace.rate_bps``."""
@@ -64,6 +68,8 @@ def _rewrite(argument: str, *, multirun: bool) -> str:
     name = key[len(prefix) :]
     if f"{name}.".startswith(FREE_FORM) and not prefix:
         return f"++{argument}"
+    if name in ALIASES:
+        return f"{prefix}{ALIASES[name]}={value}"
     if name not in SCALAR_SHORTHANDS and name not in RATE_KEYS and name != "codec":
         return argument
     if not value.strip():

@@ -102,3 +102,7 @@ def test_any_file_name_survives_hydras_parser(name: str) -> None:
         return
     (override,) = rewrite_overrides([f"video={name}"])
     assert str(OverridesParser.create().parse_override(override).value()).strip() == name
+
+
+def test_segment_durations_can_be_swept():
+    assert rewrite_overrides(["-m", "segment_s=0.5,1,2"]) == ["-m", "build.segment_s=0.5,1,2"]
