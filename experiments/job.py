@@ -189,7 +189,8 @@ def _show(
             write_json(folder / package.codec / "render.json", report)
             _report_speed(package.codec, report, config.player.render_fps)
             if config.render:
-                write_session(folder / package.codec / "session.mp4", store, result.segments)
+                film = folder / package.codec / "session.mp4"
+                write_session(film, store, result.segments, conceal_s=config.player.conceal_s)
         if config.figures:
             figure = draw_sheet(load_run(folder), video, config.build, stores)
             save_figure(figure, folder / "figures", "contact_sheet")

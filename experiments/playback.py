@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from player.decoder import Decoder, create_decoder
+from player.decoder import PROMPT, Decoder, PromptDecoder, create_decoder
 from player.film import write_film
 from player.generator import Generator
 from player.latents import Autoencoder
 from player.presentation import Presentation
 from player.renderer import Renderer
+from player.viewer import Concealment
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,13 @@ class FrameStore:
         """Decode a segment now, whether or not it is kept, and time it."""
         data = self.presentation.read_segment(segment, representation)
         return self.renderer.render(self._decoder(representation), data).frames
+
+    def frames_after(self, segment: int, representation: int, count: int) -> np.ndarray:
+        """Return `count` frames uint8 [n, H, W, 3] made up to follow a prompt segment."""
+        decoder = self._decoder(representation)
+        if not isinstance(decoder, PromptDecoder):
+            raise TypeError(f"only prompts are concealed, not {self.presentation.manifest.codec}")
+        return decoder.conceal(self.presentation.read_segment(segment, representation), count)
 
     def _decoder(self, representation: int) -> Decoder:
         if representation not in self._decoders:
@@ -98,6 +106,11 @@ def render_played(
     }
 
 
-def write_session(path: Path, store: FrameStore, segments: pd.DataFrame) -> None:
-    """Write what the viewer saw as H.264 at the video's own frame rate: startup, every frame, rebuffering."""
-    write_film(path, segments, store.frames, store.presentation.manifest)
+def write_session(path: Path, store: FrameStore, segments: pd.DataFrame, *, conceal_s: float = 0.0) -> None:
+    """Write what the viewer saw as H.264 at the video's own frame rate: startup, every frame, rebuffering.
+
+    Stops of prompt sessions are concealed for up to `conceal_s` each.
+    """
+    concealed = conceal_s > 0 and store.presentation.manifest.codec == PROMPT
+    concealment = Concealment(conceal_s, store.frames_after) if concealed else None
+    write_film(path, segments, store.frames, store.presentation.manifest, concealment=concealment)

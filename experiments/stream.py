@@ -25,7 +25,9 @@ def stream(codec: str, programme: Programme, trace: Trace, config: RunConfig) ->
     if abr.name == "oracle":  # the one controller that is told the future
         abr = dataclasses.replace(abr, options={"finish_s": link_future(trace, config.link), **abr.options})
     controller = abr.create(programme.ladder, buffer_capacity_s=config.player.buffer_s)
-    session = Session(programme.ladder, controller, config.player)
+    # A pixel codec has nothing to make frames up from.
+    player = config.player if codec == PROMPT else dataclasses.replace(config.player, conceal_s=0.0)
+    session = Session(programme.ladder, controller, player)
     simulate(
         session,
         create_transport(trace, config.link),

@@ -13,6 +13,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import Tensor
 
 from player.bitstream import Segment, StreamInfo, read_inits, read_layers
+from player.conceal import drift_frames, extend_picture, extend_prompts, last_interval
 from player.errors import DecodeError, GeneratorMismatchError
 from player.generator import Generator, load_generator
 from player.latents import Autoencoder, LatentStreamDecoder, load_autoencoder
@@ -68,6 +69,20 @@ def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np
     return torch.cat([to_pixels(frames_between(keys, motion, between[part])) for part in places]).cpu().numpy()
 
 
+@torch.no_grad()
+def render_beyond(segment: Segment, count: int, fps: float, norm_rank: int, generator: Generator) -> np.ndarray:
+    """Return `count` frames uint8 [n, H, W, 3] made up to follow a segment whose successor is late (player.conceal)."""
+    u, v = _key_factors(segment, generator)
+    interval = last_interval(segment)
+    drift = drift_frames(count, fps, gap=segment.frames - 1 - segment.keys[-1].frame_offset)
+    if segment.motion is not None:
+        key = torch.cat(list(_render(generator.space.compose(u[-1:], v[-1:], norm_rank), generator)))
+        return extend_picture(key, segment.motion[-1], interval, drift)
+    u, v = (extend_prompts(factors, interval, drift) for factors in (u, v))
+    embeddings = generator.space.compose(u, v, norm_rank)
+    return torch.cat([to_pixels(frames) for frames in _render(embeddings, generator)]).cpu().numpy()
+
+
 def _batch(generator: Generator) -> int:
     return _CPU_BATCH if generator.device.type == "cpu" else _GPU_BATCH
 
@@ -109,8 +124,15 @@ class PromptDecoder:
 
     def decode(self, segment: bytes) -> np.ndarray:
         """Return the frames uint8 [T, H, W, 3] of a segment, cropped to the display size."""
+        return self._crop(render_segment(read_layers(self._layers, segment), self.info.norm_rank, self.generator))
+
+    def conceal(self, segment: bytes, count: int) -> np.ndarray:
+        """Return `count` made-up frames uint8 [n, H, W, 3] that follow a segment, for when the next one is late."""
+        read = read_layers(self._layers, segment)
+        return self._crop(render_beyond(read, count, float(self.info.fps), self.info.norm_rank, self.generator))
+
+    def _crop(self, frames: np.ndarray) -> np.ndarray:
         info = self.info
-        frames = render_segment(read_layers(self._layers, segment), info.norm_rank, self.generator)
         top, left = (info.frame_height - info.display_height) // 2, (info.frame_width - info.display_width) // 2
         return frames[:, top : top + info.display_height, left : left + info.display_width]
 

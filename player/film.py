@@ -13,22 +13,31 @@ import pandas as pd
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from player.manifest import Manifest
-from player.viewer import FrameSource, viewed_frames
+from player.viewer import Concealment, FrameSource, viewed_frames
 
 FILM_CRF = 14
 """x264 quality: close to what was decoded."""
 _BT601, _LIMITED = 6, 1  # ITU-T H.273 code points
 
 
-def write_film(path: Path, segments: pd.DataFrame, frames_of: FrameSource, manifest: Manifest) -> None:
-    """Write startup, every frame and rebuffering; the file appears whole or not at all.
+def write_film(
+    path: Path,
+    segments: pd.DataFrame,
+    frames_of: FrameSource,
+    manifest: Manifest,
+    *,
+    concealment: Concealment | None = None,
+) -> None:
+    """Write startup, every frame, made-up ones and rebuffering; the file appears whole or not at all.
 
     Args:
         segments: the session's segment table.
         frames_of: decodes a segment.
         manifest: of the presentation; gives frame rate and size.
+        concealment: what filled stops, if the session concealed them.
     """
-    screens = viewed_frames(segments, frames_of, fps=manifest.fps, width=manifest.width, height=manifest.height)
+    size = {"width": manifest.width, "height": manifest.height}
+    screens = viewed_frames(segments, frames_of, fps=manifest.fps, **size, concealment=concealment)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -1,7 +1,7 @@
 """What a session leaves behind, simulated or played: three tables and a summary, made from its log and written whole.
 
 segments.parquet   one row per segment that was asked for
-frames.parquet     one row per frame shown, with its quality as the packager measured it
+frames.parquet     one row per frame shown, with its quality as the packager measured it; made-up ones are marked
 events.parquet     one row per event
 summary.json       the numbers of the printed table
 """
@@ -21,6 +21,7 @@ from player.files import write_json, write_table
 from player.log import SegmentRow, SessionLog
 from player.programme import Programme
 from player.quality import METRIC_NAMES, SEVERE_DISTORTION, severely_distorted_share
+from player.viewer import rejoined_share
 
 TABLES = ("segments", "frames", "events")
 
@@ -69,8 +70,13 @@ def segment_table(log: SessionLog, programme: Programme) -> pd.DataFrame:
 
 def frame_table(log: SessionLog, programme: Programme) -> pd.DataFrame:
     """Return one row per frame shown: where it lies, when it was on the screen, and each metric as the packager
-    measured it on the frames that the decoder makes."""
+    measured it on the frames that the decoder makes.
+
+    `concealed` is the share of the picture that was made up: 1 in a concealed stop, where `frame` counts on beyond its
+    segment's last, and falling to 0 within `REJOIN_S` after a stop. Such frames have no measured quality.
+    """
     table = pd.DataFrame(log.frames(programme.segment_frames.tolist()))
+    table["concealed"] = 0.0
     presentation = programme.presentation
     for metric in presentation.metrics:
         values = np.empty(len(table))
@@ -79,7 +85,37 @@ def frame_table(log: SessionLog, programme: Programme) -> pd.DataFrame:
             measured = presentation.frame_quality(int(programme.clip_segment[segment]), representation, metric)
             values[rows] = measured[table["frame"].to_numpy()[rows]]
         table[metric] = values
-    return table
+    return _with_concealed(table, log, programme)
+
+
+def _with_concealed(table: pd.DataFrame, log: SessionLog, programme: Programme) -> pd.DataFrame:
+    """Add the frames that filled stops, and mark those that lead back from them."""
+    metrics = list(programme.presentation.metrics)
+    fps = float(programme.presentation.manifest.fps)
+    wall_s = table["wall_time_s"].to_numpy()
+    parts = [table]
+    for event in log.events:
+        if event["event"] != "concealment_end":
+            continue
+        begin_s = event["time_s"] - event["value"]
+        last = int(np.searchsorted(wall_s, begin_s - 1e-6)) - 1  # the frame before
+        if last + 1 < len(table):
+            since_s = wall_s - wall_s[last + 1]
+            share = 1 - rejoined_share(since_s, fps)
+            rejoining = (since_s >= 0) & (share > 0)
+            table.loc[rejoining, "concealed"] = share[rejoining]
+            table.loc[rejoining, metrics] = math.nan
+        count = math.ceil((event["value"] - 1e-6) * fps)
+        if count <= 0:
+            continue
+        row = table.iloc[last]
+        made_up = pd.DataFrame([row] * count).reset_index(drop=True)
+        made_up["frame"] = int(row["frame"]) + 1 + np.arange(count)
+        made_up["wall_time_s"] = begin_s + np.arange(count) / fps
+        made_up["concealed"] = 1.0
+        made_up[["media_time_s", *metrics]] = math.nan
+        parts.append(made_up.astype(table.dtypes))
+    return pd.concat(parts).sort_values("wall_time_s", kind="stable", ignore_index=True) if parts[1:] else table
 
 
 def summarise(log: SessionLog, frames: pd.DataFrame, programme: Programme, rule: SevereRule) -> dict[str, Any]:
@@ -92,7 +128,8 @@ def summarise(log: SessionLog, frames: pd.DataFrame, programme: Programme, rule:
         **{key: float(value) if isinstance(value, float) else int(value) for key, value in log.summary.items()},
         "received_bytes": int(log.summary["downloaded_bytes"] + log.summary["wasted_bytes"]),
         "media_bitrate_bps": float(sizes.sum()) * 8 / shown_s if shown_s else math.nan,
-        "frames": len(frames),
+        "frames": int((frames["concealed"] < 1).sum()),
+        "concealed_frames": int((frames["concealed"] == 1).sum()),
         "quality": {name: _finite(float(frames[name].mean())) for name in metrics},
         **severe_numbers(frames, rule),
         "ladder_bps": programme.ladder.bitrate_bps.tolist(),
@@ -104,8 +141,9 @@ def summarise(log: SessionLog, frames: pd.DataFrame, programme: Programme, rule:
 def severe_numbers(frames: pd.DataFrame, rule: SevereRule) -> dict[str, Any]:
     """Return the part of a summary that says how many frames were severely distorted, and by which rule."""
     share = math.nan
-    if rule.metric and len(frames):
-        share = severely_distorted_share(frames[rule.metric], rule.metric, threshold=rule.threshold)
+    measured = frames[rule.metric].dropna() if rule.metric else []
+    if rule.metric and len(measured):
+        share = severely_distorted_share(measured, rule.metric, threshold=rule.threshold)
     return {
         "severe_metric": rule.metric,
         "severe_threshold": _finite(rule.threshold),
