@@ -207,9 +207,10 @@ def figure(table: pd.DataFrame, metric: str) -> Any:
         drawn, axes = plt.subplots(1, 2, figsize=(PAGE_IN, 2.6), layout="constrained", sharex=True, sharey=True)
         for axis, (pair, against) in zip(axes, comparisons()[::2], strict=True):
             both = select(table, *pair).join(select(table, *against).add_suffix("_before"))
-            for colour, (family, rows) in zip(SERIES_COLORS * 2, both.groupby("family"), strict=False):
+            for number, (family, rows) in enumerate(both.groupby("family")):
+                colour, marker = SERIES_COLORS[number % len(SERIES_COLORS)], "os^"[number // len(SERIES_COLORS) % 3]
                 stops = 100 * (rows["rebuffering_ratio"] - rows["rebuffering_ratio_before"])
-                axis.plot(stops, rows["quality"] - rows["quality_before"], "o", ms=2.5, color=colour, label=family)
+                axis.plot(stops, rows["quality"] - rows["quality_before"], marker, ms=2.5, color=colour, label=family)
             axis.axhline(0, color="0.6", linewidth=0.6)
             axis.axvline(0, color="0.6", linewidth=0.6)
             axis.set(xlabel="Rebuffering, change [percentage points]", title=f"{pair[0]} over {against[0]}")

@@ -1,0 +1,60 @@
+"""Studies of layers, concealment and loss: their parts by hand."""
+
+import numpy as np
+import pytest
+
+from experiments.intervals import bootstrap_mean
+from experiments.layers import trace_names
+from experiments.loss import BURST_PACKETS, cut, first_damage, gilbert_elliott, packets_of
+
+
+def test_an_interval_holds_the_mean_and_narrows():
+    draw = np.random.default_rng(1).normal(3.0, 1.0, 400)
+    few, many = bootstrap_mean(draw[:20]), bootstrap_mean(draw)
+    assert few.low < few.mean < few.high
+    assert many.high - many.low < few.high - few.low
+    assert many == bootstrap_mean(draw)
+    assert many.text(1, 10).startswith(f"{10 * draw.mean():.1f} [")
+
+
+def test_constant_values_have_no_spread():
+    assert bootstrap_mean([2.0, 2.0]).text(1) == "2.0 [2.0, 2.0]"
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.02, 0.2])
+def test_the_channel_loses_as_much_as_asked_in_bursts(loss):
+    lost = gilbert_elliott(200_000, loss, np.random.default_rng(0))
+    assert lost.mean() == pytest.approx(loss, rel=0.1)
+    if loss:
+        bursts = np.count_nonzero(np.diff(lost.astype(int)) == 1)
+        assert lost.sum() / bursts == pytest.approx(BURST_PACKETS, rel=0.1)
+
+
+def test_bytes_fill_packets():
+    assert [packets_of(size) for size in (1, 1200, 1201)] == [1, 1, 2]
+    assert cut(np.array([False, False, True, True])) == 2400
+    assert cut(np.zeros(3, bool)) is None
+
+
+def test_traces_are_spread_over_families():
+    names = trace_names(2)
+    assert {"fcc-01", "fcc-20", "5g-13"} <= set(names)
+    assert len(trace_names(0)) > 90
+
+
+def test_pictures_are_lost_from_the_first_damaged_one_on(clip, tmp_path):
+    """Sixteen pictures coded out of order: none without a byte, all with all, and more the more bytes there are."""
+    from fractions import Fraction
+
+    from packager.baselines import encode_video
+    from packager.video_encoders import H265, VideoStream
+
+    frames = np.concatenate([clip, clip[::-1]])
+    stream = VideoStream(64, 64, Fraction(10), 16)
+    encode_video(H265, lambda: iter(frames), stream, bitrate_bps=60_000, folder=tmp_path / "video")
+    segment = (tmp_path / "video" / "seg-00001.m4s").read_bytes()
+    whole = first_damage(segment)
+    assert (whole(0), whole(len(segment))) == (0, 16)
+    counts = [whole(byte) for byte in range(len(segment) + 1)]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 3
