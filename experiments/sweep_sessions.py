@@ -107,7 +107,9 @@ def parse_controller(text: str) -> tuple[str, dict[str, Any]]:
     if any("=" not in pair for pair in pairs):
         raise UsageError(f"abr={text}: expected name:key=value+key=value")
     parsed = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
-    return name, {str(key): value for key, value in dict(parsed).items()}  # type: ignore[call-overload]
+    if not isinstance(parsed, dict):
+        raise UsageError(f"abr={text}: expected name:key=value+key=value")
+    return name, {str(key): value for key, value in parsed.items()}
 
 
 def family_of(trace: str) -> str:
