@@ -7,7 +7,7 @@ seconds on the driver's clock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ class SegmentRow:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as logged: the fields, and the bitrate."""
-        return {**asdict(self), "bitrate_bps": 8 * self.size_bytes / self.duration_s}
+        return {**vars(self), "bitrate_bps": 8 * self.size_bytes / self.duration_s}
 
 
 @dataclass(frozen=True)
