@@ -68,7 +68,7 @@ def test_the_issue_in_one_command() -> None:
         (["trace.share=1.5"], ["share", "1.5"]),
         (["trace.share=0"], ["share", ">= 1"]),
         (["build.ranks=4"], ["build.ranks", "list"]),
-        (["codec=av1"], ["codec=av1", "prompt, h265"]),
+        (["codec=mp3"], ["codec=mp3", "prompt, h265"]),
         (["experiment=nope"], ["experiment/nope", "smoke"]),
         (["abr=bola,bba"], ["need -m"]),
         (["link.delay_ms=10,20"], ["need -m"]),
