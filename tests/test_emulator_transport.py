@@ -181,6 +181,21 @@ def test_no_capacity_is_invented(model):
             now_s = transfer.finish_s + draw.choice([0.0, 0.3, 2.0])
 
 
+def test_a_tail_is_repeated_on_a_very_slow_link_as_linux_does():
+    """One opportunity per 300 ms. The handshake takes 0.1 s, so probes go out before any acknowledgement comes.
+
+    Linux 6.18 in `emulator shell` took the same times, where its handshake was as fast.
+    """
+    trace = Trace("slow", np.arange(300, 30_001, 300), 30_000)
+    transport = create_transport(trace, LinkConfig(model="packet", response_header_bytes=450))
+    now_s, taken_s = 0.2, []
+    for size_bytes in (3187, 3613, 3613, 3613, 3613):
+        finish_s = transport.request(size_bytes, now_s).finish_s
+        taken_s.append(finish_s - now_s)
+        now_s = finish_s
+    assert taken_s == pytest.approx([1.0, 1.2, 1.2, 0.9, 0.9])
+
+
 def test_an_uplink_trace_delays_requests():
     slow = Trace(name="slow", opportunities_ms=np.array([1000], dtype=np.int64), period_ms=1000)
     config = LinkConfig(model="packet", handshake_rtts=0)
