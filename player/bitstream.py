@@ -219,16 +219,9 @@ def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
     Raises:
         BitstreamError: one is cut, corrupt, or of another stream or segment than the one below it.
     """
-    layers = split_segments(data, b"moof")
-    if len(layers) > len(infos):
-        raise BitstreamError(f"segment of {len(layers)} layers, but {len(infos)} init segments")
-    infos = infos[: len(layers)]
-    _check_chain(infos)
-    crc = 0
-    opened = []
-    for info, layer in zip(infos, layers, strict=True):
-        frames, sample, crc = _open_sample(info, layer, crc)
-        opened.append(HeaderReader(sample))
+    frames, samples = _open_layers(infos, data)
+    infos = infos[: len(samples)]
+    opened = [HeaderReader(sample) for sample in samples]
     base = opened[0].base()
     keys = len(base.offsets)
     layout = _layout(infos[-1], base, bool(opened[0].flags & V_SHARED))
@@ -243,6 +236,25 @@ def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
     prompts = tuple(KeyPrompt(at, u[k], v[k % len(v)]) for k, at in enumerate(base.offsets))
     u_scale, v_scale = (_join(layers) for layers in zip(*scales, strict=True))
     return Segment(frames, u_scale, v_scale, prompts, codes[0].motion)
+
+
+def check_segment(infos: Sequence[StreamInfo], data: bytes) -> None:
+    """Check the CRCs of what `read_layers` takes, without decoding any of it; errors as there."""
+    _open_layers(infos, data)
+
+
+def _open_layers(infos: Sequence[StreamInfo], data: bytes) -> tuple[int, list[bytes]]:
+    """Return the frames of a segment and the sample of each layer; every CRC must be right."""
+    layers = split_segments(data, b"moof")
+    if len(layers) > len(infos):
+        raise BitstreamError(f"segment of {len(layers)} layers, but {len(infos)} init segments")
+    infos = infos[: len(layers)]
+    _check_chain(infos)
+    frames, crc, samples = 0, 0, []
+    for info, layer in zip(infos, layers, strict=True):
+        frames, sample, crc = _open_sample(info, layer, crc)
+        samples.append(sample)
+    return frames, samples
 
 
 def _open_sample(info: StreamInfo, data: bytes, crc_below: int) -> tuple[int, bytes, int]:

@@ -19,7 +19,7 @@ from typing import Protocol
 import aiohttp
 
 from player import latent_stream
-from player.bitstream import read_init, read_segment
+from player.bitstream import check_segment, read_inits
 from player.errors import BitstreamError, FetchError
 from player.events import TIMEOUT
 from player.mp4 import list_boxes
@@ -53,12 +53,23 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Media:
-    """What was fetched for one segment, checked."""
+    """What was fetched for one segment, checked; of a layered representation all layers, lowest first."""
 
     segment: int
     representation: int
     init: bytes
     data: bytes
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of those that answer a request."""
+
+    layer: int
+    """The representation that it belongs to."""
+    is_init: bool
+    url: str
+    size_bytes: int
 
 
 class MediaRenderer(Protocol):
@@ -82,10 +93,11 @@ class PacedRenderer:
 def check_media(codec: str, init: bytes, data: bytes) -> None:
     """Raise BitstreamError unless a segment arrived as it was packaged, as far as its format can tell.
 
+    Of a layered representation `init` and `data` are those of its layers, lowest first, one after the other.
     Prompt and latent segments carry CRCs over every byte. Pixel segments have none: their boxes must fill them exactly.
     """
     if codec == PROMPT:
-        read_segment(read_init(init), data)
+        check_segment(read_inits(init), data)
         return
     if codec == VAE:
         latent_stream.read_segment(latent_stream.read_init(init), data)
@@ -114,7 +126,8 @@ class Client:
         self._remote, self._programme, self._session = remote, programme, session
         self._renderer = renderer
         self._on_turn = on_turn or (lambda now_s: None)
-        self._inits: dict[int, bytes] = {}
+        self._inits: dict[int, bytes] = {}  # of each representation its own
+        self._layers: dict[int, list[bytes]] = {}  # of each segment what is there, on a layered ladder
         self._woken = asyncio.Event()
         self._start_s: float | None = None
         self.last_error = ""
@@ -184,27 +197,44 @@ class Client:
         """Tell the session how the request under way stands; return whether it has ended."""
         now_s = self.now_s
         if fetch.task.done():
-            media = fetch.result()
-            if isinstance(media, str):
-                self._fail(fetch, media)
+            failure = fetch.failure()
+            if failure is not None:
+                self._fail(fetch, failure)
+                await self._render_kept(fetch, arrived)
                 return True
             self._session.on_complete(self.now_s, fetch.transfer)
-            self._inits[media.representation] = media.init
-            arrived.put_nowait(media)
-            await asyncio.sleep(0)  # free rendering is done by then, before the session decides again
+            await self._hand_over(fetch, arrived)
             return True
         if fetch.finish_s is not None:  # all is here and being checked
             return False
         if now_s >= fetch.sent_s + fetch.request.timeout_s:
             await fetch.cancel()
             self._fail(fetch, TIMEOUT)
+            await self._render_kept(fetch, arrived)
             return True
         if not self._session.wants_progress:
             return False
         if self._session.on_progress(now_s, fetch.received_bytes, first_byte_s=fetch.first_byte_s):
             await fetch.cancel()
+            await self._render_kept(fetch, arrived)
             return True
         return False
+
+    async def _hand_over(self, fetch: _Fetch, arrived: asyncio.Queue[Media]) -> None:
+        """Give what a request has brought to the renderer."""
+        media = self.media(fetch.request, fetch.parts)
+        self._inits |= {file.layer: data for file, data in fetch.parts if file.is_init}
+        if self.layered:
+            new = [data for file, data in fetch.parts if not file.is_init]
+            self._layers[media.segment] = [*self._held(fetch.request), *new]
+        arrived.put_nowait(media)
+        await asyncio.sleep(0)  # free rendering is done by then, before the session decides again
+
+    async def _render_kept(self, fetch: _Fetch, arrived: asyncio.Queue[Media]) -> None:
+        """Give the renderer the whole layers of a request that ended unfinished, if the session keeps them."""
+        if self._session.take_kept() is not None:
+            fetch.drop_tail()
+            await self._hand_over(fetch, arrived)
 
     def _fail(self, fetch: _Fetch, reason: str) -> None:
         self.last_error = f"{fetch.url}: {reason}"
@@ -234,20 +264,47 @@ class Client:
 
     # What a fetch asks of its client.
 
-    def plan(self, request: Request) -> list[tuple[str, int]]:
-        """Return the URLs and sizes that answer a request: the media segment, its init segment first where new."""
-        segment_bytes = int(self._programme.ladder.segment_bytes[request.segment, request.representation])
-        files = [(self._remote.segment_url(request.segment, request.representation), segment_bytes)]
-        if request.size_bytes > segment_bytes:
-            init = self._remote.init_url(request.representation), request.size_bytes - segment_bytes
-            return [init, *files]
+    @property
+    def layered(self) -> bool:
+        """Whether representations build on each other."""
+        return self._programme.ladder.layer_bytes is not None
+
+    def plan(self, request: Request) -> list[File]:
+        """Return the files that answer a request: of each layer the media segment, its init segment first where new.
+
+        On a ladder without layers the representation asked for is the only one.
+        """
+        ladder, segment = self._programme.ladder, request.segment
+        sizes = ladder.segment_bytes if ladder.layer_bytes is None else ladder.layer_bytes
+        files = []
+        for layer in self._layers_of(request):
+            if layer not in self._inits and ladder.init_bytes is not None:
+                files.append(File(layer, True, self._remote.init_url(layer), int(ladder.init_bytes[layer])))
+            files.append(File(layer, False, self._remote.segment_url(segment, layer), int(sizes[segment, layer])))
         return files
 
-    async def checked(self, request: Request, parts: list[bytes]) -> Media:
-        """Return the fetched parts as media; BitstreamError if they are corrupt."""
-        init = parts[0] if len(parts) > 1 else self._inits[request.representation]
-        await asyncio.to_thread(check_media, self._remote.presentation.manifest.codec, init, parts[-1])
-        return Media(request.segment, request.representation, init, parts[-1])
+    def media(self, request: Request, parts: list[tuple[File, bytes]]) -> Media:
+        """Return what a decoder takes: the parts fetched, behind the layers that were there before."""
+        inits = self._inits | {file.layer: data for file, data in parts if file.is_init}
+        representation = parts[-1][0].layer
+        layers = range(0 if self.layered else representation, representation + 1)
+        data = [*self._held(request), *(data for file, data in parts if not file.is_init)]
+        return Media(request.segment, representation, b"".join(inits[layer] for layer in layers), b"".join(data))
+
+    async def check(self, media: Media) -> None:
+        """Raise BitstreamError if a segment is corrupt."""
+        await asyncio.to_thread(check_media, self._remote.presentation.manifest.codec, media.init, media.data)
+
+    def _layers_of(self, request: Request) -> range:
+        if not self.layered:
+            return range(request.representation, request.representation + 1)
+        return range(0 if request.held is None else request.held + 1, request.representation + 1)
+
+    def _held(self, request: Request) -> list[bytes]:
+        """Return the layers at hand of a segment to be upgraded."""
+        if request.held is None or not self.layered:
+            return []
+        return self._layers[request.segment][: request.held + 1]
 
 
 class _Fetch:
@@ -259,9 +316,18 @@ class _Fetch:
         self.sent_s = client.now_s
         self.first_byte_s: float | None = None
         self.finish_s: float | None = None
-        self.received_bytes = 0
+        self._received_bytes = 0
+        self._unchecked = False
+        self.parts: list[tuple[File, bytes]] = []
+        """Files that have arrived whole, in the order of the plan; every media segment among them is checked."""
         self.url = ""
         self.task = asyncio.create_task(self._run())
+
+    @property
+    def received_bytes(self) -> int:
+        """What has arrived. A layer not checked, or corrupt, lacks a byte, lest the session keep it."""
+        is_layer = self._client.layered and self._unchecked
+        return self._received_bytes - is_layer
 
     @property
     def look_s(self) -> float:
@@ -275,8 +341,8 @@ class _Fetch:
             raise FetchError(f"{self.url}: not finished")
         return Transfer(self.sent_s, self.first_byte_s, self.finish_s, self.request.size_bytes)
 
-    def result(self) -> Media | str:
-        """Return what was fetched, or why it was not."""
+    def failure(self) -> str | None:
+        """Return why the request failed; None if it did not."""
         try:
             return self.task.result()
         except (aiohttp.ClientError, OSError, ValueError) as error:  # BitstreamError is a ValueError
@@ -290,10 +356,22 @@ class _Fetch:
         with suppress(asyncio.CancelledError, Exception):
             await self.task
 
-    async def _run(self) -> Media:
-        parts = [await self._get(url, size_bytes) for url, size_bytes in self._client.plan(self.request)]
-        self.finish_s = self._client.now_s
-        return await self._client.checked(self.request, parts)
+    def drop_tail(self) -> None:
+        """Forget an init segment whose media segment has not arrived."""
+        while self.parts and self.parts[-1][0].is_init:
+            self.parts.pop()
+
+    async def _run(self) -> None:
+        files = self._client.plan(self.request)
+        for file in files:
+            part = file, await self._get(file.url, file.size_bytes)
+            if file is files[-1]:
+                self.finish_s = self._client.now_s
+            if not file.is_init:
+                self._unchecked = True
+                await self._client.check(self._client.media(self.request, [*self.parts, part]))
+                self._unchecked = False
+            self.parts.append(part)
 
     async def _get(self, url: str, size_bytes: int) -> bytes:
         """Return a file of known size."""
@@ -312,7 +390,7 @@ class _Fetch:
                 if len(data) + len(chunk) > size_bytes:
                     raise FetchError(f"more than the expected {size_bytes} bytes")
                 data += chunk
-                self.received_bytes += len(chunk)
+                self._received_bytes += len(chunk)
         if len(data) != size_bytes:
             raise FetchError(f"{len(data)} bytes, expected {size_bytes}")
         return bytes(data)

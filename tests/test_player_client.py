@@ -19,13 +19,14 @@ import pandas as pd
 import pytest
 from aiohttp import web
 
+from abr.base import Decision
 from abr.fixed import Fixed
 from abr.registry import BUILT_IN
 from emulator import LinkConfig, create_transport
 from experiments.simulate import simulate
 from packager.server import run_origin
 from player.__main__ import main
-from player.client import check_media
+from player.client import Client, Media, check_media
 from player.config import PlayerConfig
 from player.errors import BitstreamError, FetchError, ManifestError, PlaybackError
 from player.mp4 import list_boxes
@@ -323,6 +324,101 @@ def test_prompt_segments_are_checked_by_their_crcs() -> None:
         damaged[position] ^= 1
         with pytest.raises(BitstreamError):
             check_media("prompt", init, bytes(damaged))
+
+
+LAYERED_INFO = {"generator_id": "test", "tokens": 4, "width": 3, "norm_rank": 2, "frame_width": 64, "frame_height": 64,
+                "display_width": 64, "display_height": 64, "fps": Fraction(10)}  # fmt: skip
+
+
+@pytest.fixture
+def layered_package(tmp_path: Path) -> Path:
+    """Four segments of 0.2 s in two layers of rank 1."""
+    from player.bitstream import KeyPrompt, Segment, StreamInfo, write_init, write_layers
+    from player.manifest import Manifest, Representation
+    from player.presentation import RepresentationQuality, write_manifest, write_sidecar
+
+    folder = tmp_path / "root" / "clip"
+    infos = [StreamInfo(rank=1, **LAYERED_INFO), StreamInfo(rank=2, base_rank=1, **LAYERED_INFO)]
+    rungs = [
+        Representation("r1", 25_000, 1, "urim"),
+        Representation("r2", 50_000, 2, "urim", dependencies=("r1",)),
+    ]
+    sizes: list[list[int]] = [[], []]
+    draw = np.random.default_rng(0)
+    for rung, info in zip(rungs, infos, strict=True):
+        (folder / rung.id).mkdir(parents=True)
+        (folder / rung.init).write_bytes(write_init(info))
+    for index in range(4):
+        keys = tuple(
+            KeyPrompt(at, draw.integers(-9, 9, (4, 2)).astype(np.int16), draw.integers(-9, 9, (2, 3)).astype(np.int16))
+            for at in (0, 1)
+        )
+        scales = np.ones(2, np.float32)
+        layers = write_layers(infos, Segment(2, scales, scales, keys), sequence=index + 1, start_frame=2 * index)
+        for rung, own, data in zip(rungs, sizes, layers, strict=True):
+            (folder / rung.media(index)).write_bytes(data)
+            own.append(len(data))
+    quality = {
+        rung.id: RepresentationQuality(tuple(own), {"psnr_db": (np.full(2, psnr_db),) * 4})
+        for rung, own, psnr_db in zip(rungs, sizes, (25.0, 35.0), strict=True)
+    }
+    manifest = Manifest("clip", "prompt", 64, 64, Fraction(10), (2,) * 4, tuple(rungs))
+    write_manifest(folder, manifest)
+    write_sidecar(folder, manifest, quality)
+    return folder
+
+
+class Collected:
+    """A renderer that costs no time and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.media: list[Media] = []
+
+    async def render(self, media: Media) -> None:
+        self.media.append(media)
+
+
+class Upgrading(Fixed):
+    """The lowest layer first, then the others of everything that is buffered."""
+
+    def upgrade(self, observation: Any) -> Any:
+        low = [one for one in observation.buffered if one.representation == 0]
+        return Decision(1, segment=low[0].segment) if low else None
+
+
+@pytest.mark.parametrize("upgrades", [False, True])
+def test_a_layered_package_is_fetched_layer_by_layer(layered_package: Path, tmp_path: Path, upgrades: bool) -> None:
+    server, renderer = FaultyServer(layered_package), Collected()
+
+    async def session() -> None:
+        async with server.run() as url:
+            remote = await open_remote(manifest_url(url), tmp_path)
+            programme = build_programme(remote.presentation, 0.8)
+            controller = (Upgrading if upgrades else Fixed)(
+                programme.ladder, buffer_capacity_s=QUICK.buffer_s, representation=0 if upgrades else 1
+            )
+            await Client(remote, programme, Session(programme.ladder, controller, QUICK), renderer).run()
+
+    asyncio.run(session())
+    package = Presentation.load(layered_package)
+    gets = [request.removeprefix("GET ") for request in server.requests if request.startswith("GET /r")]
+    assert len(gets) == len(set(gets))  # nothing twice
+    assert len(gets) == 10 or upgrades  # two inits and eight layers; what plays already is not upgraded
+    assert gets.index("/r1/init.mp4") < gets.index("/r2/init.mp4")
+    assert {media.representation for media in renderer.media} == ({0, 1} if upgrades else {1})
+    for media in renderer.media:
+        layers = package.representations[: media.representation + 1]
+        data = b"".join((layered_package / one.media(media.segment)).read_bytes() for one in layers)
+        assert media.data == data
+        assert media.init == b"".join((layered_package / one.init).read_bytes() for one in layers)
+
+
+def test_a_corrupt_layer_is_not_kept(layered_package: Path, tmp_path: Path) -> None:
+    server = FaultyServer(layered_package)
+    server.faults = {"/r2/seg-00002.m4s": [corrupt]}
+    record = run(server, abr_options={"representation": 1}).record
+    assert record.summary["segments"] == 4
+    assert sorted(record.segments["representation"]) == [0, 1, 1, 1]  # the layer below, whole, is shown
 
 
 # ---- other servers
