@@ -41,6 +41,8 @@ _PROMPT_ONLY = frozenset(("ranks", "interval", "preset", "iterations", "seed"))
 """Settings that only prompts are fitted with."""
 _BASELINE_ONLY = frozenset(("bitrates_bps",))
 """Settings that prompts do not read; the generator sets the frame size of every codec."""
+_NEVER = frozenset(("jobs",))
+"""Settings that decide how fast a package is made, not what it holds."""
 
 ProgressFactory = Callable[[str], BuildProgress]
 """Makes the progress callback of one package, given what it is called."""
@@ -112,7 +114,7 @@ def _tell_of_estimate(cache: Path) -> None:
 def package_key(codec: str, video: Path, config: BuildConfig) -> str:
     """Return a hash of everything that a package's bytes and its measured quality depend on."""
     versions = library_versions()
-    ignored = _BASELINE_ONLY if codec == PROMPT else _PROMPT_ONLY
+    ignored = _NEVER | (_BASELINE_ONLY if codec == PROMPT else _PROMPT_ONLY)
     content = {
         "video": file_sha256(video),
         "codec": codec,

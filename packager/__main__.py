@@ -52,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("video", metavar="VIDEO", help=f"any video file, or `{DEMO}`: a clip that is made on first use")
     build.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write (default: VIDEO's name-CODEC)")
     build.add_argument("--codec", choices=CODECS, default=CODECS[0])
+    build.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that fit a segment each (default 1; prompts and vae)",
+    )
     build.add_argument("--resume", action="store_true", help="continue an unfinished build")
     build.add_argument("--force", action="store_true", help="replace what another build left in the folder")
     source = build.add_argument_group("the video")
@@ -147,6 +154,7 @@ def _build(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         metrics=options.metrics,
         device=options.device,
+        jobs=options.jobs,
         ranks=options.ranks,
         interval=options.interval,
         generator=options.generator,

@@ -17,6 +17,10 @@ class EncodeError(PackagerError):
     """An encoder that cannot be opened or did not deliver what was asked of it."""
 
 
+class WorkerError(PackagerError):
+    """A process that worked on a segment and died, or met what it could not expect."""
+
+
 class FolderError(PackagerError):
     """An output folder that cannot be used: another build's, unfinished, damaged, or not ours to replace."""
 

@@ -65,8 +65,12 @@ class LadderCodec(Protocol):
         """Write the init segments, and whatever can only be made from the whole video at once."""
         ...
 
-    def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
-        """Return the media segment `index` of every representation for frames uint8 [T, H, W, 3]."""
+    def fit(self, frames: np.ndarray, progress: StepProgress) -> Any:
+        """Return what `encode` needs of frames uint8 [T, H, W, 3]: the long work, perhaps in another process."""
+        ...
+
+    def encode(self, index: int, fitted: Any, folder: BuildFolder) -> dict[str, bytes]:
+        """Return the media segment `index` of every representation; those before it lie in the folder."""
         ...
 
     def dependencies(self, representation: str) -> Sequence[str]:
@@ -108,7 +112,7 @@ class PromptLadder:
             raise BuildError(f"rank {max(ranks)}: generator {generator.id} has ranks 1 to {generator.max_rank}")
         if layered and bitrates_bps:
             raise BuildError("a layered ladder is made of ranks, not of bitrates")
-        self.generator, self.encoder, self.fit, self.layered = generator, encoder, fit, layered
+        self.generator, self.encoder, self.fit_config, self.layered = generator, encoder, fit, layered
         self._ladder = sorted(ranks)
         self.targets_bps = {f"prompt-{short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
         by_rank = {f"r{rank:02d}": rank for rank in self._ladder}
@@ -116,7 +120,7 @@ class PromptLadder:
         self._infos: dict[str, StreamInfo] = {}
 
     def identity(self) -> dict[str, Any]:
-        choices = {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit)}
+        choices = {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit_config)}
         return choices | {
             "layered": self.layered,
             "targets_bps": list(self.targets_bps.values()),
@@ -149,23 +153,24 @@ class PromptLadder:
             folder.write(folder.init_path(name), write_init(self._infos[name]))
         self._segment_frames = stream.segment_frames
 
-    def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
-        target = from_pixels(_grow(frames, self.generator.native_size))
-        segment = fit_segment(
-            target,
+    def fit(self, frames: np.ndarray, progress: StepProgress) -> Segment:
+        return fit_segment(
+            from_pixels(_grow(frames, self.generator.native_size)),
             self.generator,
             self.encoder,
-            self.fit,
+            self.fit_config,
             ranks=self._ladder,
             progress=lambda step, steps: progress(step / steps),
         )
+
+    def encode(self, index: int, fitted: Segment, folder: BuildFolder) -> dict[str, bytes]:
         place = {"sequence": index + START_NUMBER, "start_frame": index * self._segment_frames}
         if self.targets_bps:
-            return {name: self._meet(name, index, segment, folder, place) for name in self._infos}
+            return {name: self._meet(name, index, fitted, folder, place) for name in self._infos}
         if self.layered:
             infos = list(self._infos.values())
-            return dict(zip(self._infos, write_layers(infos, segment, **place), strict=True))
-        return {name: write_segment(info, segment.truncate(info.rank), **place) for name, info in self._infos.items()}
+            return dict(zip(self._infos, write_layers(infos, fitted, **place), strict=True))
+        return {name: write_segment(info, fitted.truncate(info.rank), **place) for name, info in self._infos.items()}
 
     def dependencies(self, representation: str) -> Sequence[str]:
         names = list(self.ranks)
@@ -216,7 +221,10 @@ class VideoLadder:
             scratch.rename(folder.init_path(name).parent)
         progress(1.0)
 
-    def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
+    def fit(self, frames: np.ndarray, progress: StepProgress) -> None:
+        """Do nothing: `prepare` has encoded the whole video."""
+
+    def encode(self, index: int, fitted: None, folder: BuildFolder) -> dict[str, bytes]:
         return {name: folder.segment_path(name, index).read_bytes() for name in self.ranks}
 
     def dependencies(self, representation: str) -> Sequence[str]:

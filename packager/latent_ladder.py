@@ -72,20 +72,20 @@ class LatentLadder:
         self._infos = {name: read_init(path.read_bytes()) for name, path in paths.items()}
         progress(1.0)
 
-    def encode(self, index: int, frames: np.ndarray, folder: BuildFolder, progress: StepProgress) -> dict[str, bytes]:
+    def fit(self, frames: np.ndarray, progress: StepProgress) -> dict[str, np.ndarray]:
+        """Return the codes int16 [T, C, h, w] of every representation."""
         latents: dict[int, np.ndarray] = {}
-        segments = {}
+        codes = {}
         for name, info in self._infos.items():
             if info.grid_width not in latents:
                 latents[info.grid_width] = encode_scaled(self.autoencoder, frames, info)
-            segments[name] = write_segment(
-                info,
-                quantize(latents[info.grid_width], info.step),
-                sequence=index + START_NUMBER,
-                start_frame=index * self._stream.segment_frames,
-            )
-            progress(len(segments) / len(self._infos))
-        return segments
+            codes[name] = quantize(latents[info.grid_width], info.step)
+            progress(len(codes) / len(self._infos))
+        return codes
+
+    def encode(self, index: int, fitted: Mapping[str, np.ndarray], folder: BuildFolder) -> dict[str, bytes]:
+        place = {"sequence": index + START_NUMBER, "start_frame": index * self._stream.segment_frames}
+        return {name: write_segment(info, fitted[name], **place) for name, info in self._infos.items()}
 
     def dependencies(self, representation: str) -> Sequence[str]:
         return ()

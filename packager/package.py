@@ -1,8 +1,8 @@
 """Video to packaged folder: encode every segment, measure what the player will decode from it, write the manifest.
 
 Every codec goes through `build`. A segment is written, read back, decoded by the player's own decoder and measured
-against the source, so the quality sidecar speaks of the bytes on disk. Memory holds one segment at a time; work that is
-done survives being killed (see `packager.folder`).
+against the source, so the quality sidecar speaks of the bytes on disk (see `packager.segments`). Work that is done
+survives being killed (see `packager.folder`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import partial
 from importlib import metadata
@@ -25,16 +25,16 @@ import numpy as np
 import torch
 
 from packager.encoder import load_encoder
-from packager.errors import BuildError, PackagerError, VideoError
+from packager.errors import BuildError, VideoError
 from packager.fit import fit_preset
 from packager.folder import SIDECAR_NAME, BuildFolder, SegmentRecord, claim
 from packager.ladder import LadderCodec, PromptLadder, SourceStream, VideoLadder, expected_segments
 from packager.latent_ladder import LatentLadder
+from packager.segments import Tools, build_segments
 from packager.settings import AUTO, BuildConfig, parse_size
 from packager.video import VideoInfo, as_frame_rate, cut_segments, iter_frames, probe, segment_frame_count
 from packager.video_encoders import VIDEO_ENCODERS
 from player.bitstream import FORMAT_VERSION
-from player.decoder import Decoder
 from player.generator import find_folder, load_generator, resolve_device
 from player.latents import load_autoencoder
 from player.manifest import Manifest, Representation, min_buffer_s
@@ -141,6 +141,7 @@ def build_video(
         native = (width, height)
     source = open_source(video, config, native_size=native)
     ladder = VideoLadder(codec, config.bitrates_bps)
+    config = replace(config, jobs=1)  # the encoder sees the whole video at once; what is left is soon measured
     return build(source, Path(folder), ladder, config, resume=resume, force=force, progress=progress)
 
 
@@ -192,7 +193,8 @@ def folder_stem(video: str | Path, codec: str) -> str:
 def folder_name(video: str | Path, codec: str, config: BuildConfig) -> str:
     """Return a folder name that differs whenever video content, codec or settings do; for caches of builds."""
     versions = [_package_version(), FORMAT_VERSION]
-    content = json.dumps([_file_digest(Path(video)), codec, asdict(config), versions], sort_keys=True)
+    settings = {name: value for name, value in asdict(config).items() if name != "jobs"}
+    content = json.dumps([_file_digest(Path(video)), codec, settings, versions], sort_keys=True)
     return f"{folder_stem(video, codec)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
@@ -234,79 +236,18 @@ def build(
             return BuildResult(Presentation.load(path), reused=True)
         report = progress or _silent
         codec.prepare(folder, stream, source.frames, lambda share: report(f"encoding {codec.name}", share, 1.0))
-        records = _build_segments(source, folder, codec, metrics, report)
+        total = expected_segments(stream)
+        records = build_segments(
+            source.segments(),
+            folder,
+            Tools.of(codec, folder, metrics),
+            jobs=min(config.jobs, total or config.jobs),
+            progress=lambda done: report("packaging", float(done), total),
+        )
+        report("packaging", float(len(records)), float(len(records)))
         _publish(source, folder, codec, [metric.name for metric in metrics], records)
         folder.finish()
     return BuildResult(Presentation.load(path), reused=False)
-
-
-def _build_segments(
-    source: Source, folder: BuildFolder, codec: LadderCodec, metrics: Sequence[Metric], report: BuildProgress
-) -> list[SegmentRecord]:
-    """Encode and measure every segment that is not yet recorded; return the records of all."""
-    decoders = {}
-    for name in codec.ranks:
-        inits = [folder.init_path(part).read_bytes() for part in (*codec.dependencies(name), name)]
-        decoders[name] = codec.decoder(name, b"".join(inits))
-    total = expected_segments(source.stream)
-    records: list[SegmentRecord] = []
-    for index, frames in enumerate(source.segments()):
-        report("packaging", float(index), total)
-        entry = folder.recorded(index)
-        if entry is None:
-            entry = _build_segment(index, frames, folder, codec, decoders, metrics, total, report)
-            folder.record(index, entry)
-        elif entry.frames != len(frames):
-            raise PackagerError(
-                f"segment {index + 1}: {entry.frames} frames on record, but the video has {len(frames)}"
-            )
-        records.append(entry)
-    report("packaging", float(len(records)), float(len(records)))
-    return records
-
-
-def _build_segment(
-    index: int,
-    frames: np.ndarray,
-    folder: BuildFolder,
-    codec: LadderCodec,
-    decoders: dict[str, Decoder],
-    metrics: Sequence[Metric],
-    total: int | None,
-    report: BuildProgress,
-) -> SegmentRecord:
-    """Encode one segment, write it, and measure what comes back out of the written bytes."""
-    measured = 0.3  # share of a segment's time that measuring takes, for the progress bar only
-    coded = codec.encode(
-        index, frames, folder, lambda share: report("packaging", index + (1 - measured) * share, total)
-    )
-    digests, sizes, quality = {}, {}, {}
-    for position, (name, data) in enumerate(coded.items(), start=1):
-        path = folder.segment_path(name, index)
-        if not path.exists() or path.read_bytes() != data:
-            folder.write(path, data)
-        data = path.read_bytes()
-        digests[name], sizes[name] = hashlib.sha256(data).hexdigest(), len(data)
-        below = b"".join(coded[layer] for layer in codec.dependencies(name))
-        decoded = decoders[name].decode(below + data)
-        quality[name] = _measure(frames, decoded, metrics, f"{name}, segment {index + 1}")
-        report("packaging", index + 1 - measured * (1 - position / len(coded)), total)
-    return SegmentRecord(len(frames), digests, sizes, quality)
-
-
-def _measure(
-    reference: np.ndarray, decoded: np.ndarray, metrics: Sequence[Metric], where: str
-) -> dict[str, list[float]]:
-    """Return metric -> one value per frame."""
-    if decoded.shape != reference.shape:
-        raise PackagerError(f"{where}: decodes to {list(decoded.shape)}, expected {list(reference.shape)}")
-    result = {}
-    for metric in metrics:
-        values = metric(reference, decoded)
-        if not np.isfinite(values).all():
-            raise PackagerError(f"{where}: {metric.name} of frame {int(np.argmin(np.isfinite(values)))} is no number")
-        result[metric.name] = [float(value) for value in values]
-    return result
 
 
 def _publish(

@@ -16,7 +16,7 @@ _UNIT_BPS = {"": 1, "k": 1000, "M": 1_000_000}
 
 @dataclass
 class BuildConfig:
-    """Everything that decides what a packaged folder holds, but for the video itself and the codec."""
+    """Everything that decides what a packaged folder holds, but for the video itself and the codec; and `jobs`."""
 
     segment_s: float = 2.0
     """Segment duration in seconds, rounded to whole frames; the last segment may be shorter."""
@@ -32,6 +32,8 @@ class BuildConfig:
     """Quality metrics by name; auto is everything this machine can measure."""
     device: str = AUTO
     """Where fitting, rendering and measuring run: auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    jobs: int = 1
+    """Prompts and vae: processes that work on a segment each. How fast a package is made, not what it is."""
 
     ranks: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
     """Prompts: ranks of the ladder (Promptus, section 4.3: rank sets the bitrate)."""
@@ -73,6 +75,8 @@ class BuildConfig:
                 raise BuildError(f"{name}={_listed(values)}: each can be given once")
         if not self.metrics:
             raise BuildError("metrics: expected auto or at least one name")
+        if not 1 <= self.jobs <= 256:
+            raise BuildError(f"jobs={self.jobs}: expected 1 to 256 processes")
         parse_size(self.size)
 
 

@@ -1,0 +1,169 @@
+"""The segments of a build: fit, write, read back, decode with the player's decoder, measure, record; in order.
+
+With several jobs the fitting and measuring of up to that many segments run in processes of their own. Everything that
+is written is written here, segment after segment, so that a build can be killed and continued whatever its jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from packager.errors import PackagerError
+from packager.folder import BuildFolder, SegmentRecord
+from packager.ladder import LadderCodec, StepProgress
+from packager.workers import FIT_SHARE, Job, Workers
+from player.decoder import Decoder
+from player.quality import Metric
+
+Quality = dict[str, dict[str, list[float]]]
+"""Representation id -> metric -> one value per frame."""
+SegmentsDone = Callable[[float], None]
+"""Called with how many segments are done."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the work on a segment needs that can be done by itself, in any process."""
+
+    codec: LadderCodec
+    decoders: Mapping[str, Decoder]
+    metrics: Sequence[Metric]
+
+    @classmethod
+    def of(cls, codec: LadderCodec, folder: BuildFolder, metrics: Sequence[Metric]) -> Tools:
+        """Make the decoders from the init segments that the codec has written."""
+        decoders = {}
+        for name in codec.ranks:
+            inits = [folder.init_path(part).read_bytes() for part in (*codec.dependencies(name), name)]
+            decoders[name] = codec.decoder(name, b"".join(inits))
+        return cls(codec, decoders, metrics)
+
+    def fit(self, frames: np.ndarray, progress: StepProgress) -> Any:
+        """Return what `encode` of the codec needs of frames uint8 [T, H, W, 3]."""
+        return self.codec.fit(frames, progress)
+
+    def measure(self, index: int, frames: np.ndarray, coded: Mapping[str, bytes], progress: StepProgress) -> Quality:
+        """Return the quality of what the bytes of every representation decode to."""
+        quality = {}
+        for position, (name, data) in enumerate(coded.items(), start=1):
+            below = b"".join(coded[layer] for layer in self.codec.dependencies(name))
+            decoded = self.decoders[name].decode(below + data)
+            quality[name] = _measure(frames, decoded, self.metrics, f"{name}, segment {index + 1}")
+            progress(position / len(coded))
+        return quality
+
+
+def build_segments(
+    segments: Iterable[np.ndarray], folder: BuildFolder, tools: Tools, *, jobs: int, progress: SegmentsDone
+) -> list[SegmentRecord]:
+    """Encode and measure every segment that is not yet recorded; return the records of all.
+
+    Args:
+        segments: uint8 [T, H, W, 3] each; `jobs` of them are in memory, and one more beside several jobs.
+        jobs: 1 does the work in this process; more start as many others.
+    """
+    if jobs == 1:
+        return _one_by_one(segments, folder, tools, progress)
+    with Workers(tools, jobs) as workers:
+        return _beside_each_other(segments, folder, tools.codec, workers, progress)
+
+
+def _one_by_one(
+    segments: Iterable[np.ndarray], folder: BuildFolder, tools: Tools, progress: SegmentsDone
+) -> list[SegmentRecord]:
+    records: list[SegmentRecord] = []
+    for index, frames in enumerate(segments):
+        progress(index)
+        entry = _recorded(folder, index, len(frames))
+        if entry is None:
+            fitted = tools.fit(frames, lambda share: progress(len(records) + FIT_SHARE * share))
+            coded = _write(index, fitted, folder, tools.codec)
+            quality = tools.measure(
+                index, frames, coded, lambda share: progress(len(records) + FIT_SHARE + (1 - FIT_SHARE) * share)
+            )
+            entry = _record(index, len(frames), coded, quality, folder)
+        records.append(entry)
+    return records
+
+
+def _beside_each_other(
+    segments: Iterable[np.ndarray], folder: BuildFolder, codec: LadderCodec, workers: Workers, progress: SegmentsDone
+) -> list[SegmentRecord]:
+    records: dict[int, SegmentRecord] = {}
+    fitting: deque[Job] = deque()
+    measuring: deque[tuple[Job, dict[str, bytes]]] = deque()
+
+    def advance() -> None:
+        """Take what workers have, and do what has become possible, never a segment before those before it."""
+        workers.wait()
+        while fitting and (fitted := fitting[0].fitted):
+            job = fitting.popleft()
+            coded = _write(job.index, fitted.value, folder, codec)
+            workers.measure(job, coded)
+            measuring.append((job, coded))
+        while measuring and (quality := measuring[0][0].quality):
+            job, coded = measuring.popleft()
+            records[job.index] = _record(job.index, job.frames, coded, quality, folder)
+        under_way = sum(job.share for job in (*fitting, *(job for job, _ in measuring)))
+        progress(len(records) + under_way)
+
+    progress(0)
+    for index, frames in enumerate(segments):
+        entry = _recorded(folder, index, len(frames))
+        if entry is not None:
+            records[index] = entry
+            continue
+        while workers.full:
+            advance()
+        fitting.append(workers.fit(index, frames))
+    while fitting or measuring:
+        advance()
+    return [records[index] for index in sorted(records)]
+
+
+def _recorded(folder: BuildFolder, index: int, frames: int) -> SegmentRecord | None:
+    entry = folder.recorded(index)
+    if entry is not None and entry.frames != frames:
+        raise PackagerError(f"segment {index + 1}: {entry.frames} frames on record, but the video has {frames}")
+    return entry
+
+
+def _write(index: int, fitted: Any, folder: BuildFolder, codec: LadderCodec) -> dict[str, bytes]:
+    """Put a segment's files in place; return what is in them now."""
+    coded = codec.encode(index, fitted, folder)
+    for name, data in coded.items():
+        path = folder.segment_path(name, index)
+        if not path.exists() or path.read_bytes() != data:
+            folder.write(path, data)
+        coded[name] = path.read_bytes()
+    return coded
+
+
+def _record(
+    index: int, frames: int, coded: Mapping[str, bytes], quality: Quality, folder: BuildFolder
+) -> SegmentRecord:
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in coded.items()}
+    entry = SegmentRecord(frames, digests, {name: len(data) for name, data in coded.items()}, quality)
+    folder.record(index, entry)
+    return entry
+
+
+def _measure(
+    reference: np.ndarray, decoded: np.ndarray, metrics: Sequence[Metric], where: str
+) -> dict[str, list[float]]:
+    """Return metric -> one value per frame."""
+    if decoded.shape != reference.shape:
+        raise PackagerError(f"{where}: decodes to {list(decoded.shape)}, expected {list(reference.shape)}")
+    result = {}
+    for metric in metrics:
+        values = metric(reference, decoded)
+        if not np.isfinite(values).all():
+            raise PackagerError(f"{where}: {metric.name} of frame {int(np.argmin(np.isfinite(values)))} is no number")
+        result[metric.name] = [float(value) for value in values]
+    return result

@@ -1,0 +1,232 @@
+"""Processes that fit and measure segments beside each other: one segment each at a time, nothing shared, no files.
+
+A worker and the build talk over a pipe. Down it go the tools once, then frames, then the coded bytes of those frames;
+up come shares of progress, log records, and the result of each step. A worker ends when its pipe does, so none outlives
+the build, however that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from packager.errors import PackagerError, WorkerError
+from player.errors import PlayerError
+
+if TYPE_CHECKING:
+    from packager.segments import Quality, Tools
+
+FIT_SHARE = 0.7
+"""Of a segment's time, the rest is measuring; for the progress bar only."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step came to."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class _Failure:
+    line: str
+    expected: bool  # bad input, which explains itself; anything else is a fault of the program or the machine
+
+
+@dataclass
+class Job:
+    """A segment in the hands of a worker: `fitted` is there after the first step, `quality` after the second."""
+
+    index: int
+    frames: int
+    share: float = 0.0  # of its work that is done
+    fitted: Result | None = None
+    quality: Quality | None = None
+
+
+class _Worker:
+    def __init__(self, context: multiprocessing.context.SpawnContext, threads: int) -> None:
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, threads, _log_level()), daemon=True)
+        with _interrupts_held():  # Ctrl-C reaches the whole group; it is the build that ends its workers
+            self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+
+
+class Workers:
+    """Up to `count` segments at work at a time; use as a context manager, which ends the processes."""
+
+    def __init__(self, tools: Tools, count: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked torch may hang
+        self._workers: list[_Worker] = []
+        try:
+            self._workers += (_Worker(context, threads_each(count)) for _ in range(count))
+            content = pickle.dumps(tools)
+            for worker in self._workers:
+                self._send(worker, content)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    @property
+    def full(self) -> bool:
+        """Whether every worker has a segment."""
+        return all(worker.job for worker in self._workers)
+
+    def fit(self, index: int, frames: np.ndarray) -> Job:
+        """Give frames uint8 [T, H, W, 3] to a free worker."""
+        worker = next(worker for worker in self._workers if worker.job is None)
+        worker.job = Job(index, len(frames))
+        self._send(worker, (index, frames))
+        return worker.job
+
+    def measure(self, job: Job, coded: Mapping[str, bytes]) -> None:
+        """Have a fitted segment measured, as the bytes that were made of it decode."""
+        self._send(next(worker for worker in self._workers if worker.job is job), dict(coded))
+
+    def wait(self) -> None:
+        """Wait until at least one worker has something to say, and take it into its job.
+
+        Raises:
+            PackagerError: what a worker met; WorkerError if it died.
+        """
+        busy = {worker.connection: worker for worker in self._workers if worker.job}
+        for connection in wait(list(busy)):
+            self._receive(busy[connection])  # type: ignore[index]
+
+    def close(self) -> None:
+        """End the processes at once; they write nothing that could be left in pieces."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+            worker.connection.close()
+
+    def _send(self, worker: _Worker, message: Any) -> None:
+        try:
+            worker.connection.send(message)
+        except ConnectionError as error:
+            raise _died(worker) from error
+
+    def _receive(self, worker: _Worker) -> None:
+        job = worker.job
+        assert job is not None
+        try:
+            message = worker.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise _died(worker) from error
+        if isinstance(message, logging.LogRecord):
+            logging.getLogger(message.name).handle(message)
+        elif isinstance(message, _Failure):
+            raise (
+                PackagerError(message.line)
+                if message.expected
+                else WorkerError(f"segment {job.index + 1}: {message.line}")
+            )
+        elif not isinstance(message, Result):
+            job.share = message
+        elif job.fitted is None:
+            job.fitted, job.share = message, FIT_SHARE
+        else:
+            job.quality, job.share = message.value, 1.0
+            worker.job = None
+
+
+def threads_each(count: int) -> int:
+    """Return the threads of each of `count` processes: its part of the cores, never more than this process uses."""
+    import torch
+
+    return max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // count))
+
+
+def _died(worker: _Worker) -> WorkerError:
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    how = f"killed by signal {-code} (out of memory?)" if code < 0 else f"ended with exit code {code}"
+    return WorkerError(f"a worker process was {how}; --resume goes on, and fewer --jobs need less memory")
+
+
+def _log_level() -> int:
+    return logging.getLogger().getEffectiveLevel()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C from this thread for a moment, and from processes started meanwhile for good."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---- in the worker --------------------------------------------------------------------------------------------------
+
+
+class _Forward(QueueHandler):
+    """Sends log records to the build, which handles them as its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)  # type: ignore[arg-type]
+        self._connection = connection
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self._connection.send(record)
+
+
+def _serve(connection: Connection, threads: int, log_level: int) -> None:
+    """Work until the pipe ends."""
+    import torch
+
+    torch.set_num_threads(threads)
+    logging.basicConfig(level=log_level, handlers=[_Forward(connection)])
+    try:
+        tools: Tools = pickle.loads(connection.recv())
+        while True:
+            index, frames = connection.recv()
+            _answer(connection, partial(tools.fit, frames, lambda share: connection.send(FIT_SHARE * share)))
+            coded = connection.recv()
+            _answer(
+                connection,
+                partial(
+                    tools.measure,
+                    index,
+                    frames,
+                    coded,
+                    lambda share: connection.send(FIT_SHARE + (1 - FIT_SHARE) * share),
+                ),
+            )
+    except (EOFError, ConnectionError):  # the build is over
+        return
+
+
+def _answer(connection: Connection, step: Callable[[], Any]) -> None:
+    """Send what a step returns, or the line that says why it failed: the build is over then, and the pipe ends."""
+    try:
+        connection.send(Result(step()))
+    except ConnectionError:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("in a worker", exc_info=True)
+        expected = isinstance(error, PackagerError | PlayerError | OSError)
+        line = str(error) if expected else f"{type(error).__name__}: {error}"
+        connection.send(_Failure(" ".join(line.split()), expected))

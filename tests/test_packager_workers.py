@@ -1,0 +1,95 @@
+"""Segments in processes of their own: the same bytes as in one, one line when a process fails, nothing left running."""
+
+import hashlib
+import multiprocessing
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.prepare import package_key
+from packager.encoder import load_encoder
+from packager.errors import BuildError, WorkerError
+from packager.fit import fit_preset
+from packager.ladder import PromptLadder
+from packager.package import build_prompts, folder_name
+from packager.segments import Tools
+from packager.settings import BuildConfig
+from packager.video import write_h264
+from packager.workers import Workers
+
+pytestmark = pytest.mark.slow  # each process imports torch
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """21 frames at 20 frames/s: segments of 8, 8 and 5 frames."""
+    path = tmp_path_factory.mktemp("video") / "noise.mp4"
+    texture = np.random.default_rng(5).integers(0, 200, (64, 160, 3)).astype(np.uint8)
+    frames = [texture[:, 3 * k : 3 * k + 64] for k in range(21)]
+    write_h264(path, frames, fps=Fraction(20), width=64, height=64, crf=10)
+    return path
+
+
+@pytest.fixture
+def config(tiny_folder):
+    return BuildConfig(
+        segment_s=0.4, metrics=["psnr_db"], device="cpu", ranks=[4, 1], generator=str(tiny_folder), iterations=2
+    )
+
+
+def digest_of(folder):
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def wait_for_quality(workers, job):
+    while job.quality is None:
+        workers.wait()
+
+
+def test_jobs_change_neither_the_bytes_nor_what_is_left_of_a_broken_build(video, config, tmp_path):
+    # Target bitrates, since each segment gets what those before it left.
+    config = replace(config, prompt_bitrates_bps=[30_000, 60_000])
+    build_prompts(video, tmp_path / "one", config)
+    folder, done = tmp_path / "two", []
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(stage, segments, total):
+        done.append(segments)
+        if segments >= 2:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        build_prompts(video, folder, replace(config, jobs=2), progress=stop)
+    assert multiprocessing.active_children() == []
+    assert len(list((folder / ".build").glob("seg-*.json"))) >= 1
+    assert done == sorted(done)
+    build_prompts(video, folder, config, resume=True)
+    assert digest_of(folder) == digest_of(tmp_path / "one")
+
+
+def test_a_process_that_fails_or_dies_gives_one_line(tiny_generator):
+    codec = PromptLadder(tiny_generator, load_encoder(tiny_generator), ranks=[2], fit=fit_preset("fast", iterations=1))
+    with Workers(Tools(codec, {}, []), 1) as workers:
+        job = workers.fit(0, np.zeros((2, 80, 64, 3), np.uint8))
+        with pytest.raises(WorkerError, match=r"^segment 1: ValueError: .*\Z"):
+            wait_for_quality(workers, job)
+    with Workers(Tools(codec, {}, []), 1) as workers:
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        with pytest.raises(WorkerError, match=r"killed by signal 9 \(out of memory\?\); --resume goes on"):
+            wait_for_quality(workers, workers.fit(0, np.zeros((2, 64, 64, 3), np.uint8)))
+    assert multiprocessing.active_children() == []
+
+
+def test_jobs_are_no_part_of_what_a_package_is(video, config):
+    several = replace(config, jobs=4)
+    assert folder_name(video, "prompt", several) == folder_name(video, "prompt", config)
+    assert package_key("prompt", video, several) == package_key("prompt", video, config)
+    with pytest.raises(BuildError, match=r"jobs=0: expected 1 to 256 processes"):
+        replace(config, jobs=0)
