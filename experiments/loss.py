@@ -127,7 +127,7 @@ def h265_at_rate(clip: Clip, cache: Path) -> Presentation:
     manifest = clip.prompts.manifest
     config = BuildConfig(
         bitrates_bps=[rate_bps], metrics=["psnr_db"], segment_s=manifest.frames[0] / float(manifest.fps),
-        size=f"{manifest.width}x{manifest.height}",
+        size=f"{manifest.width}x{manifest.height}", seconds=manifest.duration_s,
     )  # fmt: skip
     return obtain_package("h265", clip.video, config, cache, lambda title: lambda *progress: None).presentation
 
