@@ -153,7 +153,7 @@ def _default(config: DictConfig, given: str, key: str) -> object:
             raise UsageError(f"unknown key {given}: {hint}")
         node = node[part]
     if isinstance(node, DictConfig):
-        raise UsageError(f"{given} is a group of keys, such as {given}.{next(iter(node))}")
+        raise UsageError(f"{given} is a group of keys, such as {given}.{next(iter(node))!s}")
     return node
 
 
