@@ -71,8 +71,8 @@ class L2A:
 
 def project_on_simplex(point: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the nearest [R] vector with non-negative parts that sum to 1 (Duchi et al., ICML 2008, Figure 1)."""
+    point = point - point.max()  # which moves nothing, and keeps the 1 from being lost beside large parts
     ordered = np.sort(point)[::-1]
     excess = np.cumsum(ordered) - 1
-    # At least one by the definition; with parts above 2^53 the 1 is lost in rounding.
-    count = max(1, int(np.count_nonzero(ordered - excess / np.arange(1, len(point) + 1) > 0)))
+    count = np.count_nonzero(ordered - excess / np.arange(1, len(point) + 1) > 0)
     return np.maximum(point - excess[count - 1] / count, 0.0)

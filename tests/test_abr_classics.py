@@ -158,6 +158,10 @@ def test_projection_on_the_simplex_by_hand(point, expected):
     assert project_on_simplex(np.array(point)) == pytest.approx(np.array(expected))
 
 
+def test_the_projection_survives_large_parts():
+    assert project_on_simplex(np.array([1e17, 2e17, 0.0])).tolist() == [0, 1, 0]
+
+
 @given(point=st.lists(st.floats(-10, 10), min_size=1, max_size=6))
 def test_projection_lands_on_the_simplex(point):
     weights = project_on_simplex(np.array(point))
