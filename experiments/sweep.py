@@ -17,6 +17,7 @@ Every other key of experiments.run (player.*, link.*, build.*, video, session_s,
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -278,11 +279,17 @@ _study: Study | None = None  # of a worker process
 
 
 def _adopt(study: Study) -> None:
-    import logging
-
     global _study
     _study = study
-    logging.getLogger("player").setLevel(logging.ERROR)  # what a session met with is in its row
+    _silence(logging.ERROR)  # for good: the process does nothing else
+
+
+def _silence(level: int) -> int:
+    """Let the player log from `level` on; return what it was. What a session met with is in its row."""
+    logger = logging.getLogger("player")
+    before = logger.level
+    logger.setLevel(level)
+    return before
 
 
 def _work(cell: Cell) -> tuple[list[dict[str, Any]], list[Failure]]:
@@ -296,8 +303,11 @@ def _results(
 ) -> Iterator[tuple[Cell, list[dict[str, Any]], list[Failure]]]:
     """Run the cells, in this process or in `jobs` others, and return what comes of each as it ends."""
     if jobs == 1 or len(cells) < 2:
-        _adopt(study)
-        yield from ((cell, *_work(cell)) for cell in cells)
+        before = _silence(logging.ERROR)
+        try:
+            yield from ((cell, *study.run(cell)) for cell in cells)
+        finally:
+            _silence(before)
         return
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool

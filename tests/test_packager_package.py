@@ -305,20 +305,36 @@ def test_prompt_builds_repeat_byte_for_byte(prompts, video, prompt_config, tmp_p
     assert digest_of(tmp_path / "out") == digest_of(prompts.directory)
 
 
-def test_frames_smaller_than_the_generators_are_cropped_out_of_it(video, tiny_generator, tiny_encoder, tmp_path):
+def test_frames_between_the_generators_sizes_are_cropped_out_of_the_next(video, tiny_generator, tiny_encoder, tmp_path):
     fit = fit_preset("fast", iterations=1)
     codec = PromptLadder(tiny_generator, tiny_encoder, ranks=[2], fit=fit)
-    result = build(open_source(video, CONFIG, native_size=(0, 0)), tmp_path / "out", codec, CONFIG).presentation
+    config = replace(CONFIG, size="60x40")
+    result = build(open_source(video, config, native_size=(0, 0)), tmp_path / "out", codec, config).presentation
     info = read_init(result.init_path(0).read_bytes())
-    assert (info.display_width, info.display_height, info.frame_height) == (64, 48, 64)
-    assert (result.manifest.width, result.manifest.height) == (64, 48)
+    assert (info.display_width, info.display_height) == (60, 40)
+    assert (info.frame_width, info.frame_height, info.tokens) == (64, 48, 12)
+    assert (result.manifest.width, result.manifest.height) == (60, 40)
 
 
-def test_ranks_and_sizes_beyond_the_generator_are_refused(video, prompt_config, tmp_path):
+def test_a_generator_of_one_size_crops_smaller_frames_and_refuses_larger(video, tiny_generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_generator, "settings", replace(tiny_generator.settings, grid=(0, 0)))
+    monkeypatch.setitem(tiny_generator._parameters, "layout", None)
+    fit = fit_preset("fast", iterations=1)
+    for size, expected in (("64x48", (64, 64)), ("80x64", None)):
+        config = replace(CONFIG, size=size)
+        source = open_source(video, config, native_size=(0, 0))
+        codec = PromptLadder(tiny_generator, None, ranks=[2], fit=fit)
+        if expected is None:
+            with pytest.raises(BuildError, match=r"size 80x64: generator .* makes frames of 64x64"):
+                build(source, tmp_path / size, codec, config)
+        else:
+            info = read_init(build(source, tmp_path / size, codec, config).presentation.init_path(0).read_bytes())
+            assert (info.frame_width, info.frame_height) == expected
+
+
+def test_ranks_beyond_the_generator_are_refused(video, prompt_config, tmp_path):
     with pytest.raises(BuildError, match=r"rank 9: generator .* has ranks 1 to 4"):
         build_prompts(video, tmp_path / "out", replace(prompt_config, ranks=[2, 9]))
-    with pytest.raises(BuildError, match=r"size 80x64: generator .* makes frames of 64x64"):
-        build_prompts(video, tmp_path / "out", replace(prompt_config, size="80x64"))
 
 
 def test_h265_ladder_has_the_same_segments(video, prompts, prompt_config, tmp_path):
