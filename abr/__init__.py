@@ -16,7 +16,7 @@ from abr.base import (
 from abr.config import AbrConfig
 from abr.errors import AbrError, LadderError, ObservationError, OptionError, PluginError, UnknownControllerError
 from abr.path import PathModel
-from abr.registry import create_abr, known_names, known_options
+from abr.registry import check_name, create_abr, known_names, known_options
 from abr.throughput import NaiveEstimator, RateEstimate, SlowStartEstimator, create_estimator
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "ThroughputSample",
     "UnknownControllerError",
     "Upgrading",
+    "check_name",
     "create_abr",
     "create_estimator",
     "known_names",

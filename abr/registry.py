@@ -1,13 +1,13 @@
-"""Controllers by name: the built-in ones and those other installed packages offer.
+"""Controllers by name: the built-in ones, those other installed packages offer, and those of modules at hand.
 
 A package offers a controller by an entry point in the group `promptdash.abr`; it names a class or function that is
-called as `factory(ladder, buffer_capacity_s=..., **options)` and returns an object with `choose`.
+called as `factory(ladder, buffer_capacity_s=..., **options)` and returns an object with `choose`. A name with a dot,
+`module.Class`, is imported without any installation.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -30,11 +30,10 @@ from abr.lolp import LoLPlus
 from abr.mpc import mpc_controller, quality_mpc_controller, robust_mpc_controller
 from abr.oracle import Oracle
 from abr.pensieve import Pensieve
+from abr.plugins import Plugins
 from abr.rate_based import Festive, HarmonicRate
 from abr.throughput import ewma_controller, harmonic_controller
 from abr.throughput_rule import throughput_rule
-
-log = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "promptdash.abr"
 
@@ -74,9 +73,18 @@ BUILT_IN: dict[str, Callable[..., Abr]] = {
 }
 
 
+PLUGINS = Plugins(ENTRY_POINT_GROUP, "controller", frozenset(BUILT_IN), PluginError, (AbrError,))
+
+
 def known_names() -> list[str]:
     """Return the names of all controllers, built in and installed, in alphabetical order."""
-    return sorted({*BUILT_IN, *(point.name for point in _entry_points())})
+    return sorted({*BUILT_IN, *PLUGINS.names()})
+
+
+def check_name(name: str) -> None:
+    """Raise UnknownControllerError unless a controller has this name, which may still be broken; nothing is loaded."""
+    if name not in BUILT_IN:
+        _point(name)
 
 
 def known_options(name: str) -> list[str] | None:
@@ -104,41 +112,32 @@ def create_abr(name: str, ladder: Ladder, *, buffer_capacity_s: float, **options
         raise OptionError(f"controller {name!r} has no option {', '.join(unknown)}; known: {known}")
     if name in BUILT_IN:
         return factory(ladder, buffer_capacity_s=buffer_capacity_s, **options)
-    try:
+    point = _point(name)
+    with PLUGINS.blamed(point, "failed to start"):
         controller = factory(ladder, buffer_capacity_s=buffer_capacity_s, **options)
-    except AbrError:
-        raise
-    except Exception as error:  # whatever a foreign package raises is its fault, said in our words
-        raise PluginError(f"controller {name!r} (plug-in) failed to start: {type(error).__name__}: {error}") from error
     if not callable(getattr(controller, "choose", None)):
-        raise PluginError(f"controller {name!r} (plug-in) made a {type(controller).__name__} without a choose method")
+        raise PluginError(f"{PLUGINS.describe(point)} made a {type(controller).__name__} without a choose method")
     return controller
 
 
-def _entry_points() -> list[metadata.EntryPoint]:
-    """Return the installed plug-ins; a built-in name wins over a plug-in's."""
-    points = list(metadata.entry_points(group=ENTRY_POINT_GROUP))
-    for point in points:
-        if point.name in BUILT_IN:
-            log.warning("plug-in %s is ignored: the controller name %r is built in", point.value, point.name)
-    return [point for point in points if point.name not in BUILT_IN]
+def _point(name: str) -> metadata.EntryPoint:
+    """Return where the controller called `name` is, if it is not built in."""
+    module, _, attribute = name.rpartition(".")
+    if module and attribute.isidentifier():
+        return metadata.EntryPoint(name, f"{module}:{attribute}", ENTRY_POINT_GROUP)
+    try:
+        return PLUGINS.point(name)
+    except LookupError as error:
+        known = f"{', '.join(known_names())}, or module.Class"
+        raise UnknownControllerError(f"unknown controller {name!r}; known: {known}") from error
 
 
 def _factory(name: str) -> Callable[..., Abr]:
     """Return what builds the controller called `name`."""
     if name in BUILT_IN:
         return BUILT_IN[name]
-    found = [point for point in _entry_points() if point.name == name]
-    if not found:
-        raise UnknownControllerError(f"unknown controller {name!r}; known: {', '.join(known_names())}")
-    if len({point.value for point in found}) > 1:
-        values = ", ".join(sorted(point.value for point in found))
-        raise PluginError(f"controller {name!r} is offered more than once: {values}")
-    try:
-        factory = found[0].load()
-    except Exception as error:  # importing foreign code may raise anything
-        message = f"controller {name!r} (plug-in {found[0].value}) cannot be loaded: {type(error).__name__}: {error}"
-        raise PluginError(message) from error
+    point = _point(name)
+    factory = PLUGINS.resolve(point)
     if not callable(factory):
-        raise PluginError(f"controller {name!r} (plug-in {found[0].value}) is a {type(factory).__name__}, not callable")
+        raise PluginError(f"{PLUGINS.describe(point)} is a {type(factory).__name__}, not callable")
     return factory

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from abr import AbrError, known_names
+from abr import AbrError, check_name
 from emulator import EmulatorError
 from experiments.command_line import CONFIG_NAME, flags_first
 from experiments.errors import ExperimentError
@@ -75,8 +75,7 @@ def _task(config: DictConfig) -> None:
 def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] = ()) -> None:
     """Do one run into ``folder``. Every file appears whole, as soon as its content is known."""
     trace = load_trace(config.trace)
-    if config.abr.name not in known_names():
-        raise ExperimentError(f"abr={config.abr.name}: expected one of {', '.join(known_names())}")
+    check_name(config.abr.name)
     check_video(config.video)
     check_severe_metric(config.quality)
     if config.mode == REAL:

@@ -101,15 +101,17 @@ def expand_traces(text: str, limit: int = 0) -> list[str]:
 
 def expand_controllers(text: str) -> list[str]:
     """Return the controllers that `abr=` stands for; UsageError for one that nobody knows."""
-    from abr import known_names
+    from abr import AbrError, check_name, known_names
     from experiments.sweep_sessions import parse_controller
 
     if text == ALL:
         return [*(name for name in known_names() if name not in (*LEFT_OUT, *BOUNDS)), *BOUNDS]
     controllers = list(dict.fromkeys(part for part in text.split(",") if part))
-    unknown = [name for name in controllers if parse_controller(name)[0] not in known_names()]
-    if unknown:
-        raise UsageError(f"abr={','.join(unknown)}: expected all, or some of {', '.join(known_names())}")
+    for controller in controllers:
+        try:
+            check_name(parse_controller(controller)[0])
+        except AbrError as error:
+            raise UsageError(f"abr={controller}: {error}") from error
     return controllers
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import abr.registry
+import abr.plugins
 from abr import AbrConfig, Ladder, Observation, ThroughputSample, known_names, known_options
 from abr.__main__ import main
 
@@ -27,7 +27,7 @@ def test_the_example_plug_in_plugs_in(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mycontroller", module)
     group, name, value = re.search(r'entry-points\."(.+?)"\]\n(\w+) = "(.+?)"', block("toml")).groups()
     point = metadata.EntryPoint(name, value, group)
-    monkeypatch.setattr(abr.registry.metadata, "entry_points", lambda group: [point] if group == point.group else [])
+    monkeypatch.setattr(abr.plugins, "entry_points", lambda group: (point,) if group == point.group else ())
     assert name in known_names()
     controller = AbrConfig(name=name, options={"share": 0.7}).create(LADDER, buffer_capacity_s=20.0)
     sample = ThroughputSample(25_000, 0.0, 0.04, 0.64)

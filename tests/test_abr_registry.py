@@ -6,6 +6,7 @@ from importlib import metadata
 
 import pytest
 
+import abr.plugins
 import abr.registry
 from abr import (
     AbrConfig,
@@ -63,7 +64,8 @@ def install(monkeypatch):
 
     def pretend(*points):
         found = [metadata.EntryPoint(name, value, abr.registry.ENTRY_POINT_GROUP) for name, value in points]
-        monkeypatch.setattr(abr.registry.metadata, "entry_points", lambda group: found)
+        monkeypatch.setattr(abr.plugins, "entry_points", lambda group: tuple(found))
+        abr.plugins.warn_once.cache_clear()
         targets = {
             "mine": globals(),
         }
@@ -91,7 +93,7 @@ def test_unknown_names_list_the_known_ones(install):
     with pytest.raises(UnknownControllerError) as error:
         create_abr("bolla", LADDER, buffer_capacity_s=20.0)
     known = ", ".join(sorted([*abr.registry.BUILT_IN, "cautious"]))
-    assert str(error.value) == f"unknown controller 'bolla'; known: {known}"
+    assert str(error.value) == f"unknown controller 'bolla'; known: {known}, or module.Class"
 
 
 def test_unknown_options_list_the_known_ones():

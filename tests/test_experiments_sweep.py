@@ -89,7 +89,7 @@ def test_processes_bring_what_one_process_does(package, tmp_path):
     ("argument", "message"),
     [
         ("trace=nowhere", "no family, trace or file"),
-        ("abr=nobody", "expected all, or some of"),
+        ("abr=nobody", "unknown controller 'nobody'; known: bb"),
         ("offsets=x", "expected a whole number"),
         ("player.nothing=1", "nothing"),
         ("loose", "expected key=value"),
