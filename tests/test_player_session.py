@@ -171,7 +171,7 @@ def test_only_rendered_media_plays_but_all_of_it_counts_towards_the_cap():
     assert session.next_action(now_s) == Wait(math.inf)
     session.on_rendered(3.0, 0)
     assert session.state is PlaybackState.PLAYING
-    assert session.next_action(5.0) == Request(2, 0, 25_000, 10.0)  # segment 0 has just played out
+    assert session.next_action(5.0) == Request(2, 0, 25_000, 60.0)  # segment 0 has just played out
     assert session.state is PlaybackState.PLAYING
     assert session.next_action(5.5) == Wait(15.0)
     assert session.state is PlaybackState.REBUFFERING
@@ -707,7 +707,7 @@ def test_impossible_failures_are_refused(received):
 
 
 def test_one_request_at_a_time():
-    session = make_session()
+    session = make_session(timeout_s=10.0)
     session.next_action(1.0)
     assert session.next_action(2.0) == Wait(11.0)
     assert session.next_action(12.0) == Wait(12.0)
