@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass, field
 
 from packager.errors import BuildError
+from player.codecs import CODECS as CODECS
 
-CODECS = ("prompt", "h265", "h264", "av1", "vp9", "vae")
 AUTO = "auto"
+NOT_IN_BYTES = frozenset(("jobs", "ray"))
+"""Settings that decide how fast a package is made, not what it holds."""
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)", re.ASCII)
 _UNIT_BPS = {"": 1, "k": 1000, "M": 1_000_000}
@@ -16,7 +18,7 @@ _UNIT_BPS = {"": 1, "k": 1000, "M": 1_000_000}
 
 @dataclass
 class BuildConfig:
-    """Everything that decides what a packaged folder holds, but for the video itself and the codec; and `jobs`."""
+    """Everything that decides what a packaged folder holds, but for video and codec; and who works on it."""
 
     segment_s: float = 2.0
     """Segment duration in seconds, rounded to whole frames; the last segment may be shorter."""
@@ -34,6 +36,8 @@ class BuildConfig:
     """Where fitting, rendering and measuring run: auto (CUDA if there is one), cpu, cuda or cuda:N."""
     jobs: int = 1
     """Prompts and vae: processes that work on a segment each. How fast a package is made, not what it is."""
+    ray: str = ""
+    """Prompts and vae: a Ray cluster that works on the segments: auto, local or host:port; empty is none."""
 
     ranks: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
     """Prompts: ranks of the ladder (Promptus, section 4.3: rank sets the bitrate)."""
@@ -77,6 +81,8 @@ class BuildConfig:
             raise BuildError("metrics: expected auto or at least one name")
         if not 1 <= self.jobs <= 256:
             raise BuildError(f"jobs={self.jobs}: expected 1 to 256 processes")
+        if self.ray and self.jobs != 1:
+            raise BuildError(f"jobs={self.jobs}: a Ray cluster decides itself how many segments it works on")
         parse_size(self.size)
 
 

@@ -40,9 +40,15 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
+    """Why a step came to nothing, in one line."""
+
     line: str
     expected: bool  # bad input, which explains itself; anything else is a fault of the program or the machine
+
+    def error(self, job: Job) -> PackagerError:
+        """Return what the build raises."""
+        return PackagerError(self.line) if self.expected else WorkerError(f"segment {job.index + 1}: {self.line}")
 
 
 @dataclass
@@ -136,12 +142,8 @@ class Workers:
             raise _died(worker) from error
         if isinstance(message, logging.LogRecord):
             logging.getLogger(message.name).handle(message)
-        elif isinstance(message, _Failure):
-            raise (
-                PackagerError(message.line)
-                if message.expected
-                else WorkerError(f"segment {job.index + 1}: {message.line}")
-            )
+        elif isinstance(message, Failure):
+            raise message.error(job)
         elif not isinstance(message, Result):
             job.share = message
         elif job.fitted is None:
@@ -220,13 +222,18 @@ def _serve(connection: Connection, threads: int, log_level: int) -> None:
 
 
 def _answer(connection: Connection, step: Callable[[], Any]) -> None:
-    """Send what a step returns, or the line that says why it failed: the build is over then, and the pipe ends."""
+    """Send what a step comes to; after a failure the build is over, and the pipe ends."""
+    connection.send(outcome(step))
+
+
+def outcome(step: Callable[[], Any]) -> Result | Failure:
+    """Return what a step returns, or the line that says why it failed; a pipe that broke is raised."""
     try:
-        connection.send(Result(step()))
+        return Result(step())
     except ConnectionError:
         raise
     except Exception as error:
         logging.getLogger(__name__).debug("in a worker", exc_info=True)
         expected = isinstance(error, PackagerError | PlayerError | OSError)
         line = str(error) if expected else f"{type(error).__name__}: {error}"
-        connection.send(_Failure(" ".join(line.split()), expected))
+        return Failure(" ".join(line.split()), expected)
