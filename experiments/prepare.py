@@ -21,7 +21,7 @@ from experiments.provenance import file_sha256, folder_sha256, library_versions
 from experiments.schema import RunConfig, VideoConfig
 from packager.demo import demo_clip_name, make_demo_clip
 from packager.package import BUILDERS, BuildProgress, folder_stem
-from packager.settings import BuildConfig, parse_size
+from packager.settings import NOT_IN_BYTES, BuildConfig, parse_size
 from packager.video_encoders import VIDEO_ENCODERS
 from player.decoder import PROMPT
 from player.generator import find_folder, load_generator, resolve_device
@@ -41,8 +41,6 @@ _PROMPT_ONLY = frozenset(("ranks", "interval", "preset", "iterations", "seed"))
 """Settings that only prompts are fitted with."""
 _BASELINE_ONLY = frozenset(("bitrates_bps",))
 """Settings that prompts do not read; the generator sets the frame size of every codec."""
-_NEVER = frozenset(("jobs",))
-"""Settings that decide how fast a package is made, not what it holds."""
 
 ProgressFactory = Callable[[str], BuildProgress]
 """Makes the progress callback of one package, given what it is called."""
@@ -114,7 +112,7 @@ def _tell_of_estimate(cache: Path) -> None:
 def package_key(codec: str, video: Path, config: BuildConfig) -> str:
     """Return a hash of everything that a package's bytes and its measured quality depend on."""
     versions = library_versions()
-    ignored = _NEVER | (_BASELINE_ONLY if codec == PROMPT else _PROMPT_ONLY)
+    ignored = NOT_IN_BYTES | (_BASELINE_ONLY if codec == PROMPT else _PROMPT_ONLY)
     content = {
         "video": file_sha256(video),
         "codec": codec,

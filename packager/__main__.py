@@ -59,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that fit a segment each (default 1; prompts and vae)",
     )
+    build.add_argument(
+        "--ray",
+        nargs="?",
+        const=AUTO,
+        default="",
+        metavar="ADDRESS",
+        help="fit on a Ray cluster: host:port, local, or (default) the one at hand, else a local one",
+    )
     build.add_argument("--resume", action="store_true", help="continue an unfinished build")
     build.add_argument("--force", action="store_true", help="replace what another build left in the folder")
     source = build.add_argument_group("the video")
@@ -155,6 +163,7 @@ def _build(options: argparse.Namespace) -> int:
         metrics=options.metrics,
         device=options.device,
         jobs=options.jobs,
+        ray=options.ray,
         ranks=options.ranks,
         interval=options.interval,
         generator=options.generator,

@@ -13,10 +13,10 @@ import logging
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import partial
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,13 @@ from packager.fit import fit_preset
 from packager.folder import SIDECAR_NAME, BuildFolder, SegmentRecord, claim
 from packager.ladder import LadderCodec, PromptLadder, SourceStream, VideoLadder, expected_segments
 from packager.latent_ladder import LatentLadder
+from packager.ray_workers import Cluster, RayWorkers, connect
 from packager.segments import Tools, build_segments
-from packager.settings import AUTO, BuildConfig, parse_size
+from packager.settings import AUTO, NOT_IN_BYTES, BuildConfig, parse_size
+from packager.versions import library_versions, version
 from packager.video import VideoInfo, as_frame_rate, cut_segments, iter_frames, probe, segment_frame_count
 from packager.video_encoders import VIDEO_ENCODERS
+from packager.workers import Workers
 from player.bitstream import FORMAT_VERSION
 from player.generator import find_folder, load_generator, resolve_device
 from player.latents import load_autoencoder
@@ -47,7 +50,6 @@ BuildProgress = Callable[[str, float, float | None], None]
 """Called with (what is being done, how much of it is done, how much there is or None); units are segments."""
 
 _TARGET_TOLERANCE = 0.05  # how far from its target a bitrate may be before it is said
-_VERSIONS_OF = ("promptdash", "torch", "diffusers", "av", "numpy")  # what the bytes and the measurements depend on
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def build_video(
     With `config.size` at auto the frames get the size of the generator that the config names, for a fair comparison.
     """
     config = config or BuildConfig()
+    if config.ray:
+        raise BuildError(f"ray={config.ray}: {codec} is encoded in one process; a cluster is for prompt and vae")
     native = (0, 0)
     if parse_size(config.size) is None:
         height, width = load_generator(config.generator, device="cpu").native_size
@@ -192,8 +196,8 @@ def folder_stem(video: str | Path, codec: str) -> str:
 
 def folder_name(video: str | Path, codec: str, config: BuildConfig) -> str:
     """Return a folder name that differs whenever video content, codec or settings do; for caches of builds."""
-    versions = [_package_version(), FORMAT_VERSION]
-    settings = {name: value for name, value in asdict(config).items() if name != "jobs"}
+    versions = [version("promptdash"), FORMAT_VERSION]
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_IN_BYTES}
     content = json.dumps([_file_digest(Path(video)), codec, settings, versions], sort_keys=True)
     return f"{folder_stem(video, codec)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
@@ -231,23 +235,33 @@ def build(
     )
     identity = _identity(source, codec, config)
     environment = _environment(config, metrics)
-    with claim(path, identity, environment, resume=resume, force=force) as folder:
+    cluster = connect(config.ray, config.device) if config.ray else nullcontext()
+    with cluster as ray, claim(path, identity, environment, resume=resume, force=force) as folder:
         if folder.finished:
             return BuildResult(Presentation.load(path), reused=True)
         report = progress or _silent
         codec.prepare(folder, stream, source.frames, lambda share: report(f"encoding {codec.name}", share, 1.0))
         total = expected_segments(stream)
-        records = build_segments(
-            source.segments(),
-            folder,
-            Tools.of(codec, folder, metrics),
-            jobs=min(config.jobs, total or config.jobs),
-            progress=lambda done: report("packaging", float(done), total),
-        )
+        tools = Tools.of(codec, folder, metrics)
+        with _workers(tools, ray, min(config.jobs, total or config.jobs)) as workers:
+            records = build_segments(
+                source.segments(),
+                folder,
+                tools,
+                workers=workers,
+                progress=lambda done: report("packaging", float(done), total),
+            )
         report("packaging", float(len(records)), float(len(records)))
         _publish(source, folder, codec, [metric.name for metric in metrics], records)
         folder.finish()
     return BuildResult(Presentation.load(path), reused=False)
+
+
+def _workers(tools: Tools, cluster: Cluster | None, jobs: int) -> AbstractContextManager[Workers | RayWorkers | None]:
+    """Return who works on the segments: a cluster, processes, or nobody but this process."""
+    if cluster is not None:
+        return RayWorkers(tools, cluster)
+    return Workers(tools, jobs) if jobs > 1 else nullcontext()
 
 
 def _publish(
@@ -323,20 +337,9 @@ def _environment(config: BuildConfig, metrics: Sequence[Metric]) -> dict[str, An
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _VERSIONS_OF},
+        "versions": library_versions(),
         "metrics": [metric.name for metric in metrics],
     }
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _package_version() -> str:
-    return _version("promptdash")
 
 
 def _file_digest(path: Path) -> str:

@@ -1,7 +1,8 @@
 """The segments of a build: fit, write, read back, decode with the player's decoder, measure, record; in order.
 
-With several jobs the fitting and measuring of up to that many segments run in processes of their own. Everything that
-is written is written here, segment after segment, so that a build can be killed and continued whatever its jobs.
+With workers the fitting and measuring of several segments run in processes of their own, here or on a cluster.
+Everything that is written is written here, segment after segment, so that a build can be killed and continued whoever
+does the work.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from packager.ladder import LadderCodec, StepProgress
 from packager.workers import FIT_SHARE, Job, Workers
 from player.decoder import Decoder
 from player.quality import Metric
+
+if TYPE_CHECKING:
+    from packager.ray_workers import RayWorkers
 
 Quality = dict[str, dict[str, list[float]]]
 """Representation id -> metric -> one value per frame."""
@@ -60,18 +64,22 @@ class Tools:
 
 
 def build_segments(
-    segments: Iterable[np.ndarray], folder: BuildFolder, tools: Tools, *, jobs: int, progress: SegmentsDone
+    segments: Iterable[np.ndarray],
+    folder: BuildFolder,
+    tools: Tools,
+    *,
+    workers: Workers | RayWorkers | None,
+    progress: SegmentsDone,
 ) -> list[SegmentRecord]:
     """Encode and measure every segment that is not yet recorded; return the records of all.
 
     Args:
-        segments: uint8 [T, H, W, 3] each; `jobs` of them are in memory, and one more beside several jobs.
-        jobs: 1 does the work in this process; more start as many others.
+        segments: uint8 [T, H, W, 3] each; one is in memory, and those that the workers have.
+        workers: who fits and measures; None does it in this process.
     """
-    if jobs == 1:
+    if workers is None:
         return _one_by_one(segments, folder, tools, progress)
-    with Workers(tools, jobs) as workers:
-        return _beside_each_other(segments, folder, tools.codec, workers, progress)
+    return _beside_each_other(segments, folder, tools.codec, workers, progress)
 
 
 def _one_by_one(
@@ -93,7 +101,11 @@ def _one_by_one(
 
 
 def _beside_each_other(
-    segments: Iterable[np.ndarray], folder: BuildFolder, codec: LadderCodec, workers: Workers, progress: SegmentsDone
+    segments: Iterable[np.ndarray],
+    folder: BuildFolder,
+    codec: LadderCodec,
+    workers: Workers | RayWorkers,
+    progress: SegmentsDone,
 ) -> list[SegmentRecord]:
     records: dict[int, SegmentRecord] = {}
     fitting: deque[Job] = deque()
