@@ -26,10 +26,11 @@ METRICS = {
     "lpips_vgg": MetricStyle("LPIPS (VGG)", False, 3),
     "lpips_embedded": MetricStyle("lpips-embedded", False, 3),
     "ssimulacra2": MetricStyle("SSIMULACRA2", True, 1),
+    "flip": MetricStyle("FLIP", False, 3),
     "ms_ssim": MetricStyle("MS-SSIM", True, 3),
     "psnr_db": MetricStyle("PSNR [dB]", True, 2),
 }
-HEADLINE_METRICS = ("lpips_squeeze", "lpips_alex", "lpips_vgg", "lpips_embedded", "ssimulacra2", "ms_ssim", "psnr_db")
+HEADLINE_METRICS = tuple(METRICS)
 """The first of these that was measured stands for quality where a figure has room for one."""
 
 
