@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics",
         default="auto",
         metavar="NAME[,NAME...]",
-        help="psnr_db, ms_ssim, ssimulacra2, lpips_squeeze, lpips_alex, lpips_vgg, lpips_embedded; default: all"
-        " weight-free ones and the first LPIPS to be had, else lpips_embedded, the estimate that is shipped",
+        help="psnr_db, ms_ssim, ssimulacra2, flip, lpips_squeeze, lpips_alex, lpips_vgg, lpips_embedded; default:"
+        " the first three and the first LPIPS to be had, else lpips_embedded, the estimate that is shipped",
     )
     quality.add_argument("--weights", type=Path, metavar="DIR", help="LPIPS' weights (default: $PROMPTDASH_WEIGHTS)")
     quality.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")

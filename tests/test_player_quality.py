@@ -21,6 +21,7 @@ from player.__main__ import main
 from player.quality import METRIC_NAMES, SEVERE_DISTORTION, QualityError, load_metrics, severely_distorted_share
 from player.quality import loading as quality_loading
 from player.quality import weights as quality_weights
+from player.quality.flip import Flip, feature_kernels, spatial_kernels
 from player.quality.pixel import PSNR_CAP_DB, MsSsim, Psnr
 from player.quality.ssimulacra2 import MINIMUM_SIDE, Ssimulacra2, blur_kernel
 
@@ -209,14 +210,61 @@ class TestSsimulacra2:
             Ssimulacra2()(small[None, :-1], small[None, :-1])
 
 
-@pytest.mark.parametrize("metric", [Psnr(), MsSsim(), Ssimulacra2()], ids=lambda metric: metric.name)
+FLIP_DISTORTIONS = {
+    # as flip_evaluator 1.7 measures them on pattern() in size (256, 256), (243, 331), (20, 30)
+    "blur": (lambda x: blurred(x, 3), (0.4563092, 0.4594892, 0.3886782)),
+    "fine noise": (lambda x: noisy(x, 1), (0.0280209, 0.0280656, 0.0325218)),
+    "noise": (lambda x: noisy(x, 20), (0.1514534, 0.1520077, 0.1728583)),
+    "shift": (lambda x: np.roll(x, 2, axis=1), (0.3752499, 0.3681240, 0.3663584)),
+    "darker": (lambda x: x // 5 * 4, (0.5714555, 0.5746670, 0.6345774)),
+    "negative": (lambda x: 255 - x, (0.9486852, 0.9513192, 0.9740379)),
+}
+
+
+@pytest.mark.parametrize("kind", FLIP_DISTORTIONS)
+@pytest.mark.parametrize(("place", "size"), [(0, (256, 256)), (1, (243, 331)), (2, (20, 30))])
+class TestFlip:
+    def test_equals_what_the_authors_package_measured(self, kind: str, place: int, size: tuple[int, int]):
+        distort, expected = FLIP_DISTORTIONS[kind]
+        reference = pattern(*size)
+        assert Flip()(reference[None], distort(reference)[None])[0] == pytest.approx(expected[place], abs=1e-5)
+
+    def test_equals_the_authors_package(self, kind: str, place: int, size: tuple[int, int]):
+        package = pytest.importorskip("flip_evaluator", reason="flip-evaluator is not installed")
+        reference = pattern(*size)
+        distorted = FLIP_DISTORTIONS[kind][0](reference)
+        pair = [np.float32(frame) / 255 for frame in (reference, distorted)]
+        _, expected, _ = package.evaluate(*pair, "LDR", applyMagma=False)
+        assert Flip()(reference[None], distorted[None])[0] == pytest.approx(expected, abs=1e-5)
+
+
+class TestFlipBounds:
+    def test_kernels_sum_as_the_paper_says(self):
+        spatial, features = spatial_kernels(), feature_kernels()
+        planes = [np.outer(row, row) for row in spatial]
+        assert [planes[0].sum(), planes[1].sum(), (planes[2] + planes[3]).sum()] == pytest.approx([1.0, 1.0, 1.0])
+        assert features[0].sum() == pytest.approx(1.0)
+        for row in features[1:]:
+            assert (row[row > 0].sum(), row[row < 0].sum()) == pytest.approx((1.0, -1.0))
+
+    def test_identical_frames_score_zero(self):
+        frames = np.stack([pattern(), np.full((256, 256, 3), 90, np.uint8), np.zeros((256, 256, 3), np.uint8)])
+        assert Flip()(frames, frames) == pytest.approx([0.0] * 3, abs=1e-6)
+
+    def test_green_against_blue_is_the_largest_difference(self):
+        green, blue = np.zeros((2, 1, 64, 64, 3), np.uint8)
+        green[..., 1], blue[..., 2] = 255, 255
+        assert Flip()(green, blue)[0] == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", [Psnr(), MsSsim(), Ssimulacra2(), Flip()], ids=lambda metric: metric.name)
 class TestEveryMetric:
     def test_more_distortion_scores_worse(self, metric):
         for distort in (noisy, blurred):
             frames = np.stack([distort(pattern(), strength) for strength in (0.7, 1.5, 3.0, 6.0)])
             scores = metric(np.stack([pattern()] * 4), frames)
             assert scores.dtype == np.float64
-            assert (np.diff(scores) < 0).all()
+            assert ((np.diff(scores) < 0) == metric.higher_is_better).all()
 
     def test_accepts_views_that_are_not_contiguous(self, metric):
         reference, distorted = pattern()[None], noisy(pattern(), 9)[None]
@@ -269,7 +317,7 @@ class TestLoadMetrics:
     @pytest.mark.parametrize(
         ("names", "message"),
         [
-            (["vmaf"], "metric 'vmaf' is unknown, expected auto or some of psnr_db, ms_ssim, ssimulacra2, lpips_squee"),
+            (["vmaf"], "metric 'vmaf' is unknown, expected auto or some of psnr_db, ms_ssim, ssimulacra2, flip, lpips"),
             (["psnr_db", "psnr_db"], "named twice"),
         ],
     )

@@ -1,5 +1,5 @@
-"""Quality of rendered frames against the original: PSNR, MS-SSIM, SSIMULACRA 2, LPIPS and an estimate of it,
-frame by frame.
+"""Quality of rendered frames against the original: PSNR, MS-SSIM, SSIMULACRA 2, FLIP, LPIPS and an
+estimate of it, frame by frame.
 
 No network used here may appear in a training or fitting loss (docs/metrics.md says why).
 """

@@ -81,6 +81,12 @@ def _full_precision(device: torch.device) -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
+def linear_from_srgb() -> np.ndarray:
+    """Return the linear value in [0, 1] of each sRGB code, float32 [256]."""
+    code = np.arange(256) / 255.0
+    return np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
 def separable_blur(planes: torch.Tensor, kernel: torch.Tensor, *, padding: int) -> torch.Tensor:
     """Filter each plane of [H, W, C] with a 1-D kernel along both axes, over `padding` zeros at each border.
 

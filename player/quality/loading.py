@@ -9,6 +9,7 @@ from pathlib import Path
 
 from player.quality.base import Metric, QualityError
 from player.quality.embedded import EmbeddedLpips
+from player.quality.flip import Flip
 from player.quality.lpips import BACKBONES, Lpips
 from player.quality.pixel import MsSsim, Psnr
 from player.quality.ssimulacra2 import Ssimulacra2
@@ -16,7 +17,8 @@ from player.quality.weights import MissingWeightsError, load_lpips_network
 
 log = logging.getLogger(__name__)
 
-_WEIGHT_FREE = {metric.name: metric for metric in (Psnr, MsSsim, Ssimulacra2)}
+_AUTO = (Psnr, MsSsim, Ssimulacra2)
+_WEIGHT_FREE = {metric.name: metric for metric in (*_AUTO, Flip)}
 _LPIPS = {f"lpips_{net}": net for net in BACKBONES}
 
 METRIC_NAMES = (*_WEIGHT_FREE, *_LPIPS, EmbeddedLpips.name)
@@ -36,6 +38,7 @@ def load_metrics(
     Args:
         names: known names, or "auto": psnr_db, ms_ssim, ssimulacra2 and the first LPIPS whose weights can be had
             (squeeze, alex, vgg; only squeeze is downloaded for "auto", 5 MB), else lpips_embedded, which is said once.
+            flip costs as much as the other three together and is measured where it is named.
         weights_dir: where LPIPS' weights lie; without it the folder that PROMPTDASH_WEIGHTS names.
         device: auto, cpu, cuda or any torch device.
         frame_size: (height, width) in px of the frames to come. "auto" then leaves out, with a warning, what cannot
@@ -47,7 +50,7 @@ def load_metrics(
         WeightsError: weights asked for by name cannot be had, or any weights found are damaged.
     """
     if names == "auto":
-        metrics: list[Metric] = [metric(device=device) for metric in _WEIGHT_FREE.values()]
+        metrics: list[Metric] = [metric(device=device) for metric in _AUTO]
         metrics.append(_first_lpips(weights_dir, device, download=download))
         return [metric for metric in metrics if _fits(metric, frame_size)]
     if isinstance(names, str):

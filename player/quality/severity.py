@@ -38,7 +38,7 @@ SEVERE_DISTORTION = {
         20.0, True, "EvalVid (Klaue, Rathke and Wolisz, TOOLS 2003), table of PSNR to MOS: below 20 dB is 'bad'"
     ),
 }
-"""By metric name. MS-SSIM is absent: no published scale says which of its values are bad."""
+"""By metric name. MS-SSIM and FLIP are absent: no published scale says which of their values are bad."""
 
 
 def severely_distorted_share(scores: ArrayLike, metric_name: str, *, threshold: float | None = None) -> float:

@@ -14,7 +14,7 @@ import math
 import numpy as np
 import torch
 
-from player.quality.base import as_device, check_frames, moments, score_in_batches
+from player.quality.base import as_device, check_frames, linear_from_srgb, moments, score_in_batches
 
 MINIMUM_SIDE = 113
 """px; smaller frames have fewer than six scales, and the reference then pairs the weights with the wrong terms."""
@@ -96,12 +96,6 @@ def blur_kernel() -> np.ndarray:
     return (beta[:, None] * np.cos(omega[:, None] * offsets)).sum(axis=0)
 
 
-def _linear_from_srgb() -> np.ndarray:
-    """Return the linear value in [0, 1] of each sRGB code, float32 [256]."""
-    code = np.arange(256) / 255.0
-    return np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
 def _halve(image: torch.Tensor) -> torch.Tensor:
     """Average blocks of 2x2 of [3, H, W, B], repeating the last row or column of an odd side."""
     if image.shape[1] % 2:
@@ -169,7 +163,7 @@ class Ssimulacra2:
 
     def __init__(self, *, device: str | torch.device = "cpu") -> None:
         self._device = as_device(device)
-        self._linear = torch.from_numpy(_linear_from_srgb()).to(self._device)
+        self._linear = torch.from_numpy(linear_from_srgb()).to(self._device)
         self._kernel = torch.from_numpy(blur_kernel().astype(np.float32)).to(self._device)
 
     def __call__(self, reference: np.ndarray, distorted: np.ndarray) -> np.ndarray:
