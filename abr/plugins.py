@@ -37,7 +37,6 @@ class Plugins:
     kind: str  # what one of them is called in messages
     built_in: frozenset[str]  # names that no plug-in can have
     error: type[Exception]  # what is raised for a broken plug-in, with one line that names its distribution
-    own: tuple[type[Exception], ...] = ()  # errors that explain themselves and pass `blamed` as they are
 
     def names(self) -> list[str]:
         """Return the names of the installed ones, broken ones among them, in alphabetical order."""
@@ -78,11 +77,13 @@ class Plugins:
         return f"{self.kind} {point.name!r} (plug-in {_origin(point)})"
 
     @contextmanager
-    def blamed(self, point: metadata.EntryPoint, doing: str = "failed") -> Iterator[None]:
-        """Turn what a plug-in raises inside the block into one line of `error`, but for `error` and `own` themselves."""
+    def blamed(
+        self, point: metadata.EntryPoint, doing: str, *, passing: tuple[type[Exception], ...] = ()
+    ) -> Iterator[None]:
+        """Turn what a plug-in raises inside the block into one line of `error`; `error` and `passing` stay as is."""
         try:
             yield
-        except (self.error, *self.own):
+        except (self.error, *passing):
             raise
         except Exception as error:  # whatever a foreign package raises is its fault, said in our words
             reason = f"{type(error).__name__}: {_one_line(error)}"

@@ -73,7 +73,7 @@ BUILT_IN: dict[str, Callable[..., Abr]] = {
 }
 
 
-PLUGINS = Plugins(ENTRY_POINT_GROUP, "controller", frozenset(BUILT_IN), PluginError, (AbrError,))
+PLUGINS = Plugins(ENTRY_POINT_GROUP, "controller", frozenset(BUILT_IN), PluginError)
 
 
 def known_names() -> list[str]:
@@ -113,7 +113,7 @@ def create_abr(name: str, ladder: Ladder, *, buffer_capacity_s: float, **options
     if name in BUILT_IN:
         return factory(ladder, buffer_capacity_s=buffer_capacity_s, **options)
     point = _point(name)
-    with PLUGINS.blamed(point, "failed to start"):
+    with PLUGINS.blamed(point, "failed to start", passing=(AbrError,)):
         controller = factory(ladder, buffer_capacity_s=buffer_capacity_s, **options)
     if not callable(getattr(controller, "choose", None)):
         raise PluginError(f"{PLUGINS.describe(point)} made a {type(controller).__name__} without a choose method")

@@ -28,8 +28,7 @@ from experiments.schema import CONF, REAL, SIMULATE, RunConfig, register
 from experiments.stream import check_severe_metric, stream
 from experiments.tables import summary_table
 from packager.errors import PackagerError
-from packager.settings import CODECS
-from player.decoder import PROMPT
+from player.codecs import PROMPT, known_codecs, ordered
 from player.errors import PlayerError
 from player.files import write_bytes, write_json, write_table
 from player.programme import Programme, build_programme
@@ -111,13 +110,9 @@ def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] 
 
 def prepare_packages(config: RunConfig, video: Path, cache: Path) -> list[Package]:
     """Return the packages that a run streams, made on first use."""
-    packages = [obtain_package(codec, video, config.build, cache, _package_bar) for codec in _ordered(config.codec)]
+    packages = [obtain_package(codec, video, config.build, cache, _package_bar) for codec in ordered(config.codec)]
     check_same_time_line(packages)
     return packages
-
-
-def _ordered(codecs: Sequence[str]) -> list[str]:
-    return [codec for codec in CODECS if codec in codecs]
 
 
 def _claim(folder: Path, *, overwrite: bool) -> None:
@@ -126,7 +121,7 @@ def _claim(folder: Path, *, overwrite: bool) -> None:
         raise ExperimentError(f"{folder} holds a run already; choose another hydra.run.dir, or add overwrite=true")
     for name in ("config.yaml", "provenance.json", "trace.parquet", "summary.json"):
         (folder / name).unlink(missing_ok=True)
-    for name in (*CODECS, "figures"):
+    for name in (*known_codecs(), "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -20,10 +20,9 @@ from experiments.errors import ExperimentError
 from experiments.provenance import file_sha256, folder_sha256, library_versions
 from experiments.schema import RunConfig, VideoConfig
 from packager.demo import demo_clip_name, make_demo_clip
-from packager.package import BUILDERS, BuildProgress, folder_stem
+from packager.package import BuildProgress, builder, folder_stem
 from packager.settings import NOT_IN_BYTES, BuildConfig, parse_size
-from packager.video_encoders import VIDEO_ENCODERS
-from player.decoder import PROMPT
+from player.codecs import PROMPT, VAE
 from player.generator import find_folder, load_generator, resolve_device
 from player.manifest import Manifest
 from player.presentation import MANIFEST_NAME, Presentation
@@ -91,7 +90,7 @@ def obtain_package(codec: str, video: Path, config: BuildConfig, cache: Path, pr
         reused = False
         log.info("packaging %s as %s into %s", video.name, codec, folder)
         began = time.monotonic()
-        BUILDERS[codec](video, folder, config, resume=True, progress=progress(f"{video.name} as {codec}"))
+        builder(codec)(video, folder, config, resume=True, progress=progress(f"{video.name} as {codec}"))
         log.info("packaged in %.0f s", time.monotonic() - began)
     presentation = Presentation.load(folder)
     if reused and EmbeddedLpips.name in presentation.metrics:
@@ -129,7 +128,7 @@ def package_key(codec: str, video: Path, config: BuildConfig) -> str:
 
 def _generator_part(codec: str, config: BuildConfig) -> object:
     """Return what a package depends on in the generator: its files, or for pixel codecs its frame size alone."""
-    if codec in VIDEO_ENCODERS:
+    if codec not in (PROMPT, VAE):
         return load_generator(config.generator, device="cpu").native_size if parse_size(config.size) is None else None
     return folder_sha256(find_folder(config.generator))
 

@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UsageError
 from packager.errors import BuildError
-from packager.settings import AUTO, CODECS, BuildConfig, parse_bitrate
+from packager.settings import AUTO, BuildConfig, parse_bitrate
+from player.codecs import is_known, known_codecs
 
 DEMO = "demo"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".y4m")
@@ -71,9 +72,9 @@ class StudyConfig:
     """How the clips are packaged; the same keys as in experiments.run."""
 
     def __post_init__(self) -> None:
-        unknown = [codec for codec in self.codecs if codec not in CODECS]
+        unknown = [codec for codec in self.codecs if not is_known(codec)]
         if unknown or not self.codecs or len(set(self.codecs)) < len(self.codecs):
-            raise UsageError(f"codecs={','.join(self.codecs)}: expected some of {', '.join(CODECS)}, each once")
+            raise UsageError(f"codecs={','.join(self.codecs)}: expected some of {', '.join(known_codecs())}, each once")
         if self.anchor not in self.codecs:
             raise UsageError(f"anchor={self.anchor}: expected one of the codecs compared, {', '.join(self.codecs)}")
         if not self.videos or not self.metrics:

@@ -11,7 +11,8 @@ from abr import AbrConfig
 from emulator import LinkConfig
 from experiments.errors import UsageError
 from experiments.shares import default_share
-from packager.settings import CODECS, BuildConfig
+from packager.settings import BuildConfig
+from player.codecs import is_known, known_codecs
 from player.config import PlayerConfig
 from traces import TraceConfig
 
@@ -77,7 +78,7 @@ class RunConfig:
     build: BuildConfig = field(default_factory=BuildConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     codec: list[str] = field(default_factory=lambda: ["prompt", "h265"])
-    """What to stream, each in a session of its own over the same link: prompt, h265, h264, av1, vp9, vae."""
+    """What to stream, each in a session of its own over the same link; `python -m packager list` lists the codecs."""
     mode: str = SIMULATE
     """simulate: in virtual time; real: an origin, a shaped link and the player, in real time."""
     real: RealConfig = field(default_factory=RealConfig)
@@ -97,9 +98,9 @@ class RunConfig:
     """Where the demo clip and packaged videos are kept between runs."""
 
     def __post_init__(self) -> None:
-        unknown = [codec for codec in self.codec if codec not in CODECS]
+        unknown = [codec for codec in self.codec if not is_known(codec)]
         if unknown or not self.codec:
-            raise UsageError(f"codec={','.join(self.codec)}: expected some of {', '.join(CODECS)}")
+            raise UsageError(f"codec={','.join(self.codec)}: expected some of {', '.join(known_codecs())}")
         if len(set(self.codec)) < len(self.codec):
             raise UsageError(f"codec={','.join(self.codec)}: each codec can be given once")
         if self.mode not in MODES:

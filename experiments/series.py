@@ -6,9 +6,19 @@ from typing import Any
 
 from experiments.errors import RunFolderError
 from experiments.results import CodecResult, RunResult
-from packager.settings import CODECS
+from player.codecs import ordered, title
 
-CODEC_TITLES = {"prompt": "Prompts", "h265": "H.265", "h264": "H.264", "av1": "AV1", "vp9": "VP9", "vae": "VAE"}
+
+class _Titles(dict[str, str]):
+    """A codec of another package has the title it gives itself, or its name if the package is gone."""
+
+    def __missing__(self, codec: str) -> str:
+        return title(codec) or codec
+
+
+CODEC_TITLES = _Titles(
+    {"prompt": "Prompts", "h265": "H.265", "h264": "H.264", "av1": "AV1", "vp9": "VP9", "vae": "VAE"}
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ def series_of(runs: Sequence[RunResult]) -> list[Series]:
         names = [run.path.name for run in runs]
     series = []
     for run, name in zip(runs, names, strict=True):
-        for codec in (codec for codec in CODECS if codec in run.codecs):
+        for codec in ordered(run.codecs):
             parts = [CODEC_TITLES[codec]] if several_codecs or not name else []
             label = ", ".join([*parts, name] if len(runs) > 1 else parts or [CODEC_TITLES[codec]])
             series.append(Series(label, run, run.codecs[codec]))

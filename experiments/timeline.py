@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.paper import CODEC_COLORS, COLUMN_IN, PAGE_IN, add_caption, paper_style, shared_legend
 from experiments.results import CodecResult, RunResult
 from experiments.series import CODEC_TITLES, METRICS, header_line, headline_metric
-from packager.settings import CODECS
+from player.codecs import ordered
 
 _TRACE_COLOR = "#999999"
 _ESTIMATE_COLOR = "#000000"
@@ -20,7 +20,7 @@ _REBUFFERING_COLOR = "#CC79A7"
 
 def timeline(run: RunResult) -> Figure:
     """Draw rate, buffer and quality over time, one column per codec."""
-    results = [run.codecs[codec] for codec in CODECS if codec in run.codecs]
+    results = [run.codecs[codec] for codec in ordered(run.codecs)]
     metric = headline_metric(results)
     rows = 3 if metric else 2
     width = COLUMN_IN if len(results) == 1 else PAGE_IN

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from packager.errors import BuildError, PackagerError
 from packager.settings import AUTO, CODECS, BuildConfig, parse_bitrate
+from player.codecs import known_codecs
 from player.errors import PlayerError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
     build.add_argument("video", metavar="VIDEO", help=f"any video file, or `{DEMO}`: a clip that is made on first use")
     build.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write (default: VIDEO's name-CODEC)")
-    build.add_argument("--codec", choices=CODECS, default=CODECS[0])
+    build.add_argument("--codec", choices=known_codecs(), default=CODECS[0])
     build.add_argument(
         "--jobs",
         type=int,
@@ -173,14 +174,14 @@ def _build(options: argparse.Namespace) -> int:
         layered=options.layered,
         **({names[options.codec == CODECS[0]]: options.bitrates} if options.bitrates else {}),
     )
-    from packager.package import BUILDERS
+    from packager.package import builder
     from packager.table import quality_table
 
     started_s = time.monotonic()
     with _ProgressBar() as bar:
         video = _demo_clip(bar) if options.video == DEMO and not Path(DEMO).exists() else Path(options.video)
         folder = options.output or Path(f"{video.stem}-{options.codec}")
-        result: BuildResult = BUILDERS[options.codec](
+        result: BuildResult = builder(options.codec)(
             video, folder, config, resume=options.resume, force=options.force, progress=bar.show
         )
     print(quality_table(result.presentation))

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from packager.encoder import load_encoder
-from packager.errors import BuildError, VideoError
+from packager.errors import BuildError, PackagerError, VideoError
 from packager.fit import fit_preset
 from packager.folder import SIDECAR_NAME, BuildFolder, SegmentRecord, claim
 from packager.ladder import LadderCodec, PromptLadder, SourceStream, VideoLadder, expected_segments
@@ -38,6 +38,8 @@ from packager.video import VideoInfo, as_frame_rate, cut_segments, iter_frames, 
 from packager.video_encoders import VIDEO_ENCODERS
 from packager.workers import Workers
 from player.bitstream import FORMAT_VERSION
+from player.codecs import PLUGINS, load_codec
+from player.errors import PlayerError
 from player.generator import find_folder, load_generator, resolve_device
 from player.latents import load_autoencoder
 from player.manifest import Manifest, Representation, min_buffer_s
@@ -139,17 +141,38 @@ def build_video(
     config = config or BuildConfig()
     if config.ray:
         raise BuildError(f"ray={config.ray}: {codec} is encoded in one process; a cluster is for prompt and vae")
-    native = (0, 0)
-    if parse_size(config.size) is None:
-        height, width = load_generator(config.generator, device="cpu").native_size
-        native = (width, height)
-    source = open_source(video, config, native_size=native)
+    source = open_source(video, config, native_size=_generators_size(config))
     ladder = VideoLadder(codec, config.bitrates_bps)
     config = replace(config, jobs=1)  # the encoder sees the whole video at once; what is left is soon measured
     return build(source, Path(folder), ladder, config, resume=resume, force=force, progress=progress)
 
 
 build_h265 = partial(build_video, "h265")
+
+
+def build_plugin(
+    codec: str,
+    video: str | Path,
+    folder: str | Path,
+    config: BuildConfig | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: BuildProgress | None = None,
+) -> BuildResult:
+    """Package a video with a codec of another package (`player.codecs.Codec`); frames sized as in `build_video`.
+
+    Raises:
+        player.errors.PluginError: what the codec's own code raises, in one line that names its distribution.
+    """
+    config = config or BuildConfig()
+    point, offered = load_codec(codec)
+    source = open_source(video, config, native_size=_generators_size(config))
+    with PLUGINS.blamed(point, "failed to build", passing=(PackagerError, PlayerError, OSError)):
+        ladder = offered.ladder(config)
+        if ladder.name != codec:
+            raise BuildError(f"{PLUGINS.describe(point)}: its ladder is called {ladder.name!r}, expected {codec!r}")
+        return build(source, Path(folder), ladder, config, resume=resume, force=force, progress=progress)
 
 
 def build_latents(
@@ -168,15 +191,9 @@ def build_latents(
     """
     config = config or BuildConfig()
     autoencoder = load_autoencoder(config.generator, device=config.device)
-    native = (0, 0)
-    if parse_size(config.size) is None:
-        if not (find_folder(config.generator) / "unet").is_dir():
-            raise BuildError(
-                f"size=auto: {config.generator} is an autoencoder without frame size; give one such as 256"
-            )
-        height, width = load_generator(config.generator, device="cpu").native_size
-        native = (width, height)
-    source = open_source(video, config, native_size=native)
+    if parse_size(config.size) is None and not (find_folder(config.generator) / "unet").is_dir():
+        raise BuildError(f"size=auto: {config.generator} is an autoencoder without frame size; give one such as 256")
+    source = open_source(video, config, native_size=_generators_size(config))
     ladder = LatentLadder(autoencoder, config.bitrates_bps)
     return build(source, Path(folder), ladder, config, resume=resume, force=force, progress=progress)
 
@@ -186,6 +203,19 @@ BUILDERS: dict[str, Callable[..., BuildResult]] = {
     "vae": build_latents,
     **{codec: partial(build_video, codec) for codec in VIDEO_ENCODERS},
 }
+
+
+def builder(codec: str) -> Callable[..., BuildResult]:
+    """Return what packages videos with a codec by its name; its arguments are those of `build_prompts`."""
+    return BUILDERS.get(codec) or partial(build_plugin, codec)
+
+
+def _generators_size(config: BuildConfig) -> tuple[int, int]:
+    """Return (width, height) of the generator's frames, which `config.size` at auto stands for; (0, 0) otherwise."""
+    if parse_size(config.size) is not None:
+        return 0, 0
+    height, width = load_generator(config.generator, device="cpu").native_size
+    return width, height
 
 
 def folder_stem(video: str | Path, codec: str) -> str:

@@ -20,6 +20,7 @@ import aiohttp
 
 from player import latent_stream
 from player.bitstream import check_segment, read_inits
+from player.codecs import PROMPT, VAE
 from player.errors import BitstreamError, FetchError
 from player.events import TIMEOUT
 from player.mp4 import list_boxes
@@ -29,8 +30,6 @@ from player.session import Finished, Request, Session
 
 log = logging.getLogger(__name__)
 
-PROMPT, VAE = "prompt", "vae"
-"""The codec whose segments carry CRCs and need a generator; see `player.manifest.MIME_TYPES`."""
 PROGRESS_S = 0.05
 """A session that may abandon a request hears of its progress this often, as browsers report it (XMLHttpRequest)."""
 TURN_S = 0.25

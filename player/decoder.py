@@ -13,6 +13,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import Tensor
 
 from player.bitstream import Segment, StreamInfo, read_inits, read_layers
+from player.codecs import CODECS, PROMPT, VAE, plugin_decoder
 from player.conceal import drift_frames, extend_picture, extend_prompts, last_interval
 from player.errors import DecodeError, GeneratorMismatchError
 from player.generator import Generator, load_generator
@@ -22,8 +23,6 @@ from player.pixels import from_pixels as from_pixels
 from player.pixels import to_pixels
 from player.prompt import dequantize, interpolate, interpolation_matrix
 
-PROMPT = "prompt"
-VAE = "vae"
 # A large batch is fastest on a GPU; on a CPU it only costs memory.
 _CPU_BATCH, _GPU_BATCH = 16, 64
 
@@ -187,7 +186,12 @@ def load_model(codec: str, spec: str, *, device: str = "auto") -> Generator | Au
 
 
 def create_decoder(codec: str, init: bytes, *, generator: Generator | Autoencoder | None = None) -> Decoder:
-    """Return the decoder of a representation; `generator` is what `load_model` gives for the codec."""
+    """Return the decoder of a representation; `generator` is what `load_model` gives for the codec.
+
+    Raises:
+        DecodeError: no model, or not the codec's.
+        PluginError: the codec of another package is broken, or not installed.
+    """
     if codec == PROMPT:
         if not isinstance(generator, Generator):
             raise DecodeError("a prompt stream needs a generator to be decoded")
@@ -196,4 +200,4 @@ def create_decoder(codec: str, init: bytes, *, generator: Generator | Autoencode
         if not isinstance(generator, Autoencoder):
             raise DecodeError("a latent stream needs an autoencoder to be decoded")
         return LatentStreamDecoder(init, generator)
-    return VideoDecoder(init)
+    return VideoDecoder(init) if codec in CODECS else plugin_decoder(codec, init)

@@ -39,3 +39,7 @@ class FetchError(PlayerError):
 
 class PlaybackError(PlayerError):
     """A session that could not play anything."""
+
+
+class PluginError(PlayerError):
+    """A codec, metric or generator of another package that is not there, cannot be loaded, or breaks its promise."""

@@ -19,6 +19,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from player.codecs import PROMPT, codec_of, is_known, known_codecs, mime_type
 from player.errors import ManifestError
 
 PROFILE = "urn:mpeg:dash:profile:isoff-live:2011"
@@ -27,20 +28,6 @@ QUALITY_SCHEME = "tag:promptdash,2026:quality"  # SupplementalProperty of the MP
 INIT_TEMPLATE = "$RepresentationID$/init.mp4"
 MEDIA_TEMPLATE = "$RepresentationID$/seg-$Number%05d$.m4s"
 START_NUMBER = 1
-MIME_TYPES = {
-    **dict.fromkeys(("prompt", "vae"), "application/mp4"),
-    **dict.fromkeys(("h264", "h265", "av1", "vp9"), "video/mp4"),
-}
-_CODEC_PREFIXES = {
-    "urim": "prompt",
-    "urim.vae": "vae",
-    "avc1": "h264",
-    "avc3": "h264",
-    "hvc1": "h265",
-    "hev1": "h265",
-    "av01": "av1",
-    "vp09": "vp9",
-}
 _NAMESPACE = "urn:mpeg:dash:schema:mpd:2011"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
 _CODECS = re.compile(r"[A-Za-z0-9]{4}(\.[A-Za-z0-9.]*)?", re.ASCII)
@@ -92,7 +79,7 @@ class Manifest:
     """A packaged programme: its time line and its ladder. The timescale is fps.numerator units per second."""
 
     title: str
-    codec: str  # a key of MIME_TYPES
+    codec: str  # one of player.codecs.known_codecs()
     width: int  # pixels, as shown
     height: int
     fps: Fraction  # frames per second
@@ -182,7 +169,7 @@ def read_mpd(text: str) -> Manifest:
     _attributes(template, {"timescale": str(fps.numerator)})
     (timeline,) = _children(template, "SegmentTimeline")
     representations = tuple(_read_representation(rung) for rung in rungs)
-    codecs = {_codec_of(r.codecs) or r.codecs for r in representations}
+    codecs = {codec_of(r.codecs) or r.codecs for r in representations}
     manifest = Manifest(
         title=title.text or "",
         codec=", ".join(sorted(codecs)),
@@ -194,7 +181,7 @@ def read_mpd(text: str) -> Manifest:
         quality_sidecar=_read_property(sidecar, QUALITY_SCHEME),
         min_buffer_s=float(_read_duration(mpd, "minBufferTime")),
     )
-    _attributes(adaptation, {"mimeType": MIME_TYPES[manifest.codec]})
+    _attributes(adaptation, {"mimeType": mime_type(manifest.codec)})
     stated = _read_duration(mpd, "mediaPresentationDuration")
     if abs(stated - Fraction(sum(manifest.segments), fps.numerator)) > _DURATION_TOLERANCE_S:
         raise ManifestError(f"MPD: duration {float(stated)} s, but the segments last {manifest.duration_s} s")
@@ -203,13 +190,13 @@ def read_mpd(text: str) -> Manifest:
 
 def _adaptation_set(manifest: Manifest) -> ElementTree.Element:
     """Return the AdaptationSet with its template, time line and representations."""
-    mime_type = MIME_TYPES[manifest.codec]
+    kind = mime_type(manifest.codec)
     adaptation = ElementTree.Element(
         "AdaptationSet",
         {
             "id": "0",
-            "contentType": mime_type.split("/")[0],
-            "mimeType": mime_type,
+            "contentType": kind.split("/")[0],
+            "mimeType": kind,
             "width": str(manifest.width),
             "height": str(manifest.height),
             "frameRate": f"{manifest.fps.numerator}/{manifest.fps.denominator}",
@@ -247,8 +234,8 @@ def _adaptation_set(manifest: Manifest) -> ElementTree.Element:
 def _check_manifest(manifest: Manifest) -> None:
     if not isinstance(manifest.title, str) or _NOT_XML.search(manifest.title) or len(manifest.title) > 4096:
         raise ManifestError(f"title {manifest.title[:40]!r}: expected up to 4096 characters that XML can carry")
-    if manifest.codec not in MIME_TYPES:
-        raise ManifestError(f"codec {manifest.codec!r}: known are {', '.join(MIME_TYPES)}")
+    if not is_known(manifest.codec):
+        raise ManifestError(f"codec {manifest.codec!r}: known are {', '.join(known_codecs())}")
     if not _is_whole(manifest.width, 1, 65535) or not _is_whole(manifest.height, 1, 65535):
         raise ManifestError(f"size {manifest.width!r} x {manifest.height!r}, expected sides from 1 to 65535")
     fps = manifest.fps
@@ -267,7 +254,7 @@ def _check_manifest(manifest: Manifest) -> None:
     if list(rungs) != sorted(rungs, key=lambda rung: rung.bandwidth_bps):
         raise ManifestError(f"bandwidths {[rung.bandwidth_bps for rung in rungs]} bit/s, expected in ascending order")
     for rung in rungs:
-        if _codec_of(rung.codecs) != manifest.codec or (rung.rank is None) == (manifest.codec == "prompt"):
+        if codec_of(rung.codecs) != manifest.codec or (rung.rank is None) == (manifest.codec == PROMPT):
             raise ManifestError(
                 f"representation {rung.id}: codecs {rung.codecs}, rank {rung.rank} in a {manifest.codec} ladder"
             )
@@ -383,11 +370,6 @@ def _write_duration(seconds: Fraction) -> str:
     whole, part = divmod(micros, 1_000_000)
     digits = f".{part:06d}".rstrip("0") if part else ""
     return f"PT{whole}{digits}S"
-
-
-def _codec_of(codecs: str) -> str | None:
-    """Return the codec that an RFC 6381 string names, by the whole string or by its sample entry."""
-    return _CODEC_PREFIXES.get(codecs) or _CODEC_PREFIXES.get(codecs[:4])
 
 
 def _check_name(what: str, name: Any) -> None:

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from abr import create_abr
-from player.client import PROMPT, Client, MediaRenderer, PacedRenderer
+from player.client import Client, MediaRenderer, PacedRenderer
+from player.codecs import PROMPT
 from player.config import PlayerConfig
 from player.errors import PlaybackError
 from player.files import write_json

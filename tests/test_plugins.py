@@ -45,7 +45,7 @@ def module(request):
 
 @pytest.fixture
 def things(module):
-    return module.Plugins(GROUP, "thing", frozenset({"brick"}), BrokenThingError, (OwnError,))
+    return module.Plugins(GROUP, "thing", frozenset({"brick"}), BrokenThingError)
 
 
 def test_the_two_copies_are_equal():
@@ -72,7 +72,7 @@ def test_what_one_raises_later_is_one_line_that_blames_it(things, module, monkey
     with pytest.raises(BrokenThingError) as error, things.blamed(point, "gave up"):
         raise ValueError("two\nlines")
     assert str(error.value) == "thing 'sqrt' (plug-in math:sqrt of toolbox 1.2) gave up: ValueError: two lines"
-    with pytest.raises(OwnError, match="^as it is$"), things.blamed(point):
+    with pytest.raises(OwnError, match=r"^as it is$"), things.blamed(point, "failed", passing=(OwnError,)):
         raise OwnError("as it is")
 
 
