@@ -173,7 +173,7 @@ def test_only_rendered_media_plays_but_all_of_it_counts_towards_the_cap():
     assert session.state is PlaybackState.PLAYING
     assert session.next_action(5.0) == Request(2, 0, 25_000, 60.0)  # segment 0 has just played out
     assert session.state is PlaybackState.PLAYING
-    assert session.next_action(5.5) == Wait(15.0)
+    assert session.next_action(5.5) == Wait(65.0)
     assert session.state is PlaybackState.REBUFFERING
     session.on_rendered(6.0, 1)
     assert session.log().summary["rebuffered_s"] == pytest.approx(1.0)
