@@ -26,6 +26,11 @@ class Adviser:
         """Whether reports of progress can change anything."""
         return self._abandoning is not None
 
+    @property
+    def learns(self) -> bool:
+        """Whether the controller wants to know how requests end."""
+        return self._learning is not None
+
     def choose(self, observation: Observation) -> Decision:
         """Return what to fetch next; its `segment` is set only if that is the upgrade of a buffered segment."""
         return self._checked(self._abr.choose(observation), observation)
@@ -59,7 +64,7 @@ class Adviser:
         return int(target)
 
     def learn(self, outcome: Outcome) -> None:
-        """Tell the controller how a request ended, if it wants to know."""
+        """Tell the controller how a request ended; a controller that does not learn is told nothing."""
         if self._learning is not None:
             self._learning.learn(outcome)
 

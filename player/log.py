@@ -6,6 +6,7 @@ seconds on the driver's clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from abr import Ladder, ThroughputSample
+from abr import Ladder, RateEstimate, ThroughputSample
 from player.errors import SessionError
-from player.events import Event, RebufferingStarted, RepresentationSwitched, RequestFailed, SegmentSkipped
+from player.events import Event
 from player.playback import Playback, PlaybackState, Span
 
 
@@ -33,11 +34,11 @@ class SegmentRow:
     """Pause the controller asked for, as far as it was granted."""
     estimate_bps: float | None
     """What the controller believed."""
-    link_rate_bps: float | None
+    link_rate_bps: float | None = None
     """What `abr.SlowStartEstimator` says of the link at that moment, whatever the controller uses."""
-    link_rate_is_bound: bool | None
+    link_rate_is_bound: bool | None = None
     """Whether that is only a lower bound."""
-    reason: str
+    reason: str = ""
     request_s: float | None = None
     """When the last attempt was requested."""
     first_byte_s: float | None = None
@@ -63,6 +64,11 @@ class SegmentRow:
     """Of the first version, its init segment included."""
     downloaded: bool = False
     skipped: bool = False
+
+    def note_link(self, link: RateEstimate | None) -> None:
+        """Note what the player's own estimate of the link was when the controller chose."""
+        if link is not None:
+            self.link_rate_bps, self.link_rate_is_bound = link.rate_bps, link.is_bound
 
     def arrive(self, sample: ThroughputSample) -> None:
         """Note that the segment has arrived for the first time."""
@@ -99,7 +105,7 @@ class SessionLog:
     events: list[dict[str, Any]]
     """time_s, event, segment, value; in order of time."""
     summary: dict[str, float]
-    """See `build_log`."""
+    """See `session_summary`."""
     spans: tuple[Span, ...]
     """The uninterrupted stretches of playback."""
     played_s: float
@@ -142,21 +148,14 @@ class SessionLog:
 
 
 def build_log(rows: Sequence[SegmentRow], playback: Playback, ladder: Ladder) -> SessionLog:
-    """Make the tables of a session.
-
-    Summary: startup_delay_s + played_s + concealed_s + rebuffered_s = elapsed_s; rebuffering_ratio = rebuffered /
-    (played + concealed + rebuffered); rebuffering_count; switches between segments played one after the other;
-    mean_bitrate_bps = bytes of downloaded segments and their init segments * 8 / their playing time;
-    downloaded_bytes, wasted_bytes; segments downloaded; skipped_segments and skipped_s; timeouts, errors, retries,
-    abandonments, upgrades; ended (1 or 0).
-    """
+    """Make the tables of a session."""
     events = playback.events
     ended = playback.state is PlaybackState.ENDED
     starts_s = np.cumsum(ladder.segment_duration_s) - ladder.segment_duration_s
     return SessionLog(
         segments=[row.as_dict() for row in rows],
         events=[_event_row(event) for event in events],
-        summary=_summary(rows, playback, events),
+        summary=session_summary(rows, playback),
         spans=tuple(playback.spans),
         played_s=playback.played_s,
         ended=ended,
@@ -164,32 +163,41 @@ def build_log(rows: Sequence[SegmentRow], playback: Playback, ladder: Ladder) ->
     )
 
 
-def _summary(rows: Sequence[SegmentRow], playback: Playback, events: Sequence[Event]) -> dict[str, float]:
+def session_summary(rows: Sequence[SegmentRow], playback: Playback) -> dict[str, float]:
+    """Return a session's numbers.
+
+    startup_delay_s + played_s + concealed_s + rebuffered_s = elapsed_s; rebuffering_ratio = rebuffered / (played +
+    concealed + rebuffered); rebuffering_count; switches between segments played one after the other; mean_bitrate_bps =
+    bytes of downloaded segments and their init segments * 8 / their playing time; downloaded_bytes, wasted_bytes;
+    segments downloaded; skipped_segments and skipped_s; timeouts, errors, retries, abandonments, upgrades; ended (1 or
+    0).
+    """
     downloaded = [row for row in rows if row.downloaded]
-    size_bytes = sum(row.size_bytes + row.init_bytes for row in downloaded)
-    media_s = sum(row.duration_s for row in downloaded)
-    watched_s = playback.played_s + playback.concealed_s + playback.rebuffered_s
-    failures = [event for event in events if isinstance(event, RequestFailed)]
+    size_bytes = sum([row.size_bytes + row.init_bytes for row in downloaded])
+    media_s = sum([row.duration_s for row in downloaded])
+    rebuffered_s, concealed_s = playback.rebuffered_s, playback.concealed_s
+    watched_s = playback.played_s + concealed_s + rebuffered_s
+    happened = Counter([event.name for event in playback.events])
     return {
         "startup_delay_s": playback.startup_delay_s,
         "played_s": playback.played_s,
-        "rebuffered_s": playback.rebuffered_s,
-        "concealed_s": playback.concealed_s,
+        "rebuffered_s": rebuffered_s,
+        "concealed_s": concealed_s,
         "elapsed_s": playback.now_s - playback.start_s,
-        "rebuffering_ratio": playback.rebuffered_s / watched_s if watched_s > 0 else 0.0,
-        "rebuffering_count": sum(isinstance(event, RebufferingStarted) for event in events),
-        "switches": sum(isinstance(event, RepresentationSwitched) for event in events),
+        "rebuffering_ratio": rebuffered_s / watched_s if watched_s > 0 else 0.0,
+        "rebuffering_count": happened["rebuffering_start"],
+        "switches": happened["switch"],
         "mean_bitrate_bps": 8 * size_bytes / media_s if media_s > 0 else 0.0,
         "downloaded_bytes": size_bytes,
-        "wasted_bytes": sum(row.wasted_bytes for row in rows),
+        "wasted_bytes": sum([row.wasted_bytes for row in rows]),
         "segments": len(downloaded),
-        "skipped_segments": sum(isinstance(event, SegmentSkipped) for event in events),
-        "skipped_s": sum(row.duration_s for row in rows if row.skipped),
-        "timeouts": sum(event.name == "timeout" for event in failures),
-        "errors": sum(event.name == "error" for event in failures),
-        "retries": sum(row.retries for row in rows),
-        "abandonments": sum(row.abandonments for row in rows),
-        "upgrades": sum(row.upgrades for row in rows),
+        "skipped_segments": happened["skip"],
+        "skipped_s": sum([row.duration_s for row in rows if row.skipped]),
+        "timeouts": happened["timeout"],
+        "errors": happened["error"],
+        "retries": sum([row.retries for row in rows]),
+        "abandonments": sum([row.abandonments for row in rows]),
+        "upgrades": sum([row.upgrades for row in rows]),
         "ended": int(playback.state is PlaybackState.ENDED),
     }
 

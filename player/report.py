@@ -14,7 +14,7 @@ _LPIPS_DIGITS = 3
 
 def progress_line(session: Session, now_s: float, programme_s: float, representation: str) -> str:
     """Return where a session stands, in one line."""
-    summary = session.log().summary
+    summary = session.summary()
     state = "" if session.state is PlaybackState.PLAYING else f" ({session.state.value})"
     return (
         f"{now_s:6.1f} s  played {summary['played_s']:.1f} of {programme_s:.1f} s{state}"

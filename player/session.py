@@ -33,15 +33,14 @@ from abr import (
     Ladder,
     Observation,
     Outcome,
-    RateEstimate,
-    SlowStartEstimator,
     ThroughputSample,
 )
 from player.adviser import Adviser
 from player.config import PlayerConfig
 from player.errors import SessionError
 from player.events import Event, RequestAbandoned, RequestFailed, SegmentPlayed, SegmentSkipped, SegmentUpgraded
-from player.log import SegmentRow, SessionLog, build_log
+from player.log import SegmentRow, SessionLog, build_log, session_summary
+from player.meter import LinkMeter
 from player.playback import MEDIA_TOLERANCE_S, Playback, PlaybackState
 from player.request import Action, Delivered, Finished, InFlight, Pending, Request, TransferLike, Wait
 from player.stock import Stock
@@ -49,9 +48,6 @@ from player.stock import Stock
 __all__ = ["Action", "Finished", "Request", "Session", "TransferLike", "Wait"]
 
 log = logging.getLogger(__name__)
-
-SAMPLE_HISTORY = 64
-"""Transfers a controller gets to see."""
 
 
 class Session:
@@ -77,12 +73,11 @@ class Session:
         self._in_flight: InFlight | None = None
         self._rendering: deque[Delivered] = deque()
         self._held_back_since_s: float | None = None
-        self._samples: deque[ThroughputSample] = deque(maxlen=SAMPLE_HISTORY)
+        self._meter = LinkMeter()
         self._last_representation: int | None = None
         self._rows: list[SegmentRow] = []
         self._render_free_s = -math.inf
         self._render_speed: float | None = None
-        self._estimator = SlowStartEstimator()
         self._seen_events = 0
         self._kept: int | None = None
 
@@ -125,7 +120,18 @@ class Session:
 
     def log(self) -> SessionLog:
         """Return the session's tables and summary up to now."""
+        for row in self._rows:
+            if row.link_rate_bps is None:
+                row.note_link(self._meter.at_decision(row.segment))
         return build_log(self._rows, self._clock, self.ladder)
+
+    def summary(self) -> dict[str, float]:
+        """Return the log's summary alone, for much less work."""
+        return session_summary(self._rows, self._clock)
+
+    def shown(self) -> list[tuple[int, int]]:
+        """Return segment and representation of all that was rendered to be shown, in order."""
+        return [(row.segment, row.representation) for row in self._rows if row.content_start_s is not None]
 
     # What a driver reports.
 
@@ -180,7 +186,7 @@ class Session:
         in_flight = self._expect_in_flight("on_complete")
         sample = in_flight.measure(transfer, now_s)
         self._advance(now_s)
-        self._samples.append(sample)
+        self._meter.add(sample)
         self._take_in(in_flight, sample)
 
     def on_error(
@@ -251,6 +257,8 @@ class Session:
 
     def _note_plays(self) -> None:
         events = self._clock.events
+        if len(events) == self._seen_events:
+            return
         for event in events[self._seen_events :]:
             if isinstance(event, SegmentPlayed) and event.segment is not None:
                 self._rows[event.segment].play_start_s = event.time_s
@@ -294,7 +302,7 @@ class Session:
             return False
         sample = in_flight.measure_part(received_bytes, first_byte_s, now_s)
         if sample is not None:
-            self._samples.append(sample)
+            self._meter.add(sample)
         part = self._stock.whole_part(request, received_bytes)
         if part is None:
             return False
@@ -333,7 +341,9 @@ class Session:
             self._tell(request, in_flight.sent_s, target)
 
     def _tell(self, request: Request, sent_s: float, abandoned_for: int | None = None) -> None:
-        """Let the controller hear how a request ended."""
+        """Let the controller hear how a request ended, if it wants to know."""
+        if not self._adviser.learns:
+            return
         observation, is_upgrade = self._observe(request.segment), request.held is not None
         self._adviser.learn(Outcome(observation, request.representation, sent_s, is_upgrade, abandoned_for))
 
@@ -390,17 +400,15 @@ class Session:
         # Waiting may not be what drains the buffer, nor prolong a startup or a stop.
         wait_s = max(decision.wait_s, self.config.min_wait_s)
         wait_s = min(wait_s, self._clock.playable_s) if observation.playing else 0.0
-        link = self._estimator.estimate(observation.samples, observation.now_s)
+        self._meter.remember(observation)
         row = SegmentRow(
             segment=self._segment,
-            representation=self._safe(int(decision.representation), observation, link),
+            representation=self._safe(int(decision.representation), observation),
             duration_s=float(self.ladder.segment_duration_s[self._segment]),
             decided_s=observation.now_s,
             buffer_s=observation.buffer_s,
             wait_s=wait_s,
             estimate_bps=None if decision.estimate_bps is None else float(decision.estimate_bps),
-            link_rate_bps=link.rate_bps if link else None,
-            link_rate_is_bound=link.is_bound if link else None,
             reason=decision.reason,
         )
         if self._segment < len(self._rows):  # asked again after an abandonment
@@ -408,10 +416,13 @@ class Session:
         self._rows.append(row)
         return Pending(self._segment, row.representation, observation.now_s + wait_s)
 
-    def _safe(self, choice: int, observation: Observation, link: RateEstimate | None) -> int:
+    def _safe(self, choice: int, observation: Observation) -> int:
         """Return the choice as far as the insufficient-buffer rule of the player allows, if it has one."""
         share = self.config.low_buffer_share
-        if share is None or link is None or not observation.playing:
+        if share is None or not observation.playing:
+            return choice
+        link = self._meter.at_decision(observation.segment_index)
+        if link is None:
             return choice
         sizes = self.ladder.segment_bytes[observation.segment_index]
         limit_s = share * observation.buffer_s
@@ -427,7 +438,7 @@ class Session:
             buffer_s=self.buffer_s,
             buffer_capacity_s=self.capacity_s,
             last_representation=self._last_representation,
-            samples=tuple(self._samples),
+            samples=self._meter.recent,
             playing=self._clock.state is PlaybackState.PLAYING,
             render_speed=self._render_speed,
             held_back_s=0.0 if self._held_back_since_s is None else self._clock.now_s - self._held_back_since_s,
