@@ -22,7 +22,6 @@ from experiments.prepare import obtain_package, obtain_video
 from experiments.rd_config import StudyConfig
 from experiments.schema import VideoConfig
 from packager.package import BuildProgress
-from packager.settings import AUTO
 from packager.video import iter_segments
 from player.decoder import Decoder, create_decoder, load_model
 from player.files import write_bytes, write_table
@@ -163,7 +162,7 @@ def _write_pictures(path: Path, pictures: dict[str, list[np.ndarray]], times_s: 
 
 @lru_cache(maxsize=4)
 def _metrics(names: tuple[str, ...], device: str, frame_size: tuple[int, int]) -> list[Metric]:
-    return load_metrics(AUTO if names == (AUTO,) else list(names), device=device, frame_size=frame_size)
+    return load_metrics(names, device=device, frame_size=frame_size)
 
 
 @lru_cache(maxsize=2)

@@ -22,6 +22,7 @@ from experiments.rd_measure import POINT_COLUMNS, Measured, measure_clip
 from experiments.series import METRICS
 from packager.errors import PackagerError
 from player.errors import PlayerError
+from player.quality import known_metrics
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def run_study(config: StudyConfig, videos: Sequence[Path], progress: Progress) -
 def compare(measured: dict[tuple[str, str], Measured], config: StudyConfig, failures: Sequence[Failure] = ()) -> Study:
     """Compare what was measured: every codec against the anchor, clip by clip and on the mean curves."""
     tables = [one.points for one in measured.values()]
-    metrics = [name for name in METRICS if all(name in table for table in tables)]
+    metrics = [name for name in known_metrics() if all(name in table for table in tables)]
     kept = [*POINT_COLUMNS, *metrics, *(f"severe_{name}" for name in metrics if f"severe_{name}" in tables[0])]
     points = pd.concat([table[kept] for table in tables], ignore_index=True)
     mean_points = average_ladders(points, config.codecs)

@@ -7,6 +7,7 @@ from typing import Any
 from experiments.errors import RunFolderError
 from experiments.results import CodecResult, RunResult
 from player.codecs import ordered, title
+from player.quality import PLUGINS
 
 
 class _Titles(dict[str, str]):
@@ -30,16 +31,31 @@ class MetricStyle:
     digits: int  # after the point, in tables
 
 
-METRICS = {
-    "lpips_squeeze": MetricStyle("LPIPS (SqueezeNet)", False, 3),
-    "lpips_alex": MetricStyle("LPIPS (AlexNet)", False, 3),
-    "lpips_vgg": MetricStyle("LPIPS (VGG)", False, 3),
-    "lpips_embedded": MetricStyle("lpips-embedded", False, 3),
-    "ssimulacra2": MetricStyle("SSIMULACRA2", True, 1),
-    "flip": MetricStyle("FLIP", False, 3),
-    "ms_ssim": MetricStyle("MS-SSIM", True, 3),
-    "psnr_db": MetricStyle("PSNR [dB]", True, 2),
-}
+class _Styles(dict[str, MetricStyle]):
+    """A metric of another package is written as the package says, which must be here: it knows which way is better."""
+
+    def __missing__(self, metric: str) -> MetricStyle:
+        try:
+            offered = PLUGINS.offered(metric)
+        except LookupError as error:
+            raise RunFolderError(f"metric {metric!r} is of a package that is not installed here") from error
+        return MetricStyle(
+            getattr(offered, "title", metric), bool(offered.higher_is_better), getattr(offered, "digits", 3)
+        )
+
+
+METRICS = _Styles(
+    {
+        "lpips_squeeze": MetricStyle("LPIPS (SqueezeNet)", False, 3),
+        "lpips_alex": MetricStyle("LPIPS (AlexNet)", False, 3),
+        "lpips_vgg": MetricStyle("LPIPS (VGG)", False, 3),
+        "lpips_embedded": MetricStyle("lpips-embedded", False, 3),
+        "ssimulacra2": MetricStyle("SSIMULACRA2", True, 1),
+        "flip": MetricStyle("FLIP", False, 3),
+        "ms_ssim": MetricStyle("MS-SSIM", True, 3),
+        "psnr_db": MetricStyle("PSNR [dB]", True, 2),
+    }
+)
 HEADLINE_METRICS = tuple(METRICS)
 """The first of these that was measured stands for quality where a figure has room for one."""
 
@@ -53,9 +69,18 @@ class Series:
     result: CodecResult
 
 
+def ordered_metrics(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the metrics that any of the scores holds: the built-in ones in the order of METRICS, then the others."""
+    found = {name for one in scores for name in one}
+    return [*(name for name in METRICS if name in found), *sorted(found - METRICS.keys())]
+
+
 def headline_metric(results: Sequence[CodecResult]) -> str | None:
-    """Return the metric that stands for quality: the first of HEADLINE_METRICS that every result has measured."""
-    for metric in HEADLINE_METRICS:
+    """Return the metric that stands for quality: the first of HEADLINE_METRICS that every result has measured.
+
+    Where there is none, one of another package may stand for it.
+    """
+    for metric in (*HEADLINE_METRICS, *PLUGINS.names()):
         if results and all(metric in result.frames for result in results):
             return metric
     return None

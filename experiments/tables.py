@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.results import CodecResult
-from experiments.series import CODEC_TITLES, METRICS, agreed_best, agreement_metric, header_line, severity_rule
+from experiments.series import (
+    CODEC_TITLES,
+    METRICS,
+    agreed_best,
+    agreement_metric,
+    header_line,
+    ordered_metrics,
+    severity_rule,
+)
 
 _WIDTH = 100
 
@@ -30,11 +38,11 @@ def summary_table(conditions: dict[str, Any], results: Sequence[CodecResult]) ->
 
 def _rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     rows = []
-    for metric, style in METRICS.items():
-        if any(metric in one["quality"] for one in summaries):
-            arrow = "higher" if style.higher_is_better else "lower"
-            cells = [_number(one["quality"].get(metric), style.digits) for one in summaries]
-            rows.append((f"{style.title}, mean ({arrow} is better)", cells))
+    for metric in ordered_metrics([one["quality"] for one in summaries]):
+        style = METRICS[metric]
+        arrow = "higher" if style.higher_is_better else "lower"
+        cells = [_number(one["quality"].get(metric), style.digits) for one in summaries]
+        rows.append((f"{style.title}, mean ({arrow} is better)", cells))
     rows += _agreement_row([one["quality"] for one in summaries])
     for rule in dict.fromkeys(_rule(one) for one in summaries):
         if rule:

@@ -32,7 +32,7 @@ from packager.ladder import LadderCodec, PromptLadder, SourceStream, VideoLadder
 from packager.latent_ladder import LatentLadder
 from packager.ray_workers import Cluster, RayWorkers, connect
 from packager.segments import Tools, build_segments
-from packager.settings import AUTO, NOT_IN_BYTES, BuildConfig, parse_size
+from packager.settings import NOT_IN_BYTES, BuildConfig, parse_size
 from packager.versions import library_versions, version
 from packager.video import VideoInfo, as_frame_rate, cut_segments, iter_frames, probe, segment_frame_count
 from packager.video_encoders import VIDEO_ENCODERS
@@ -259,7 +259,7 @@ def build(
     """Package a video with any codec; `build_prompts` and `build_video` are this with their codecs."""
     stream = source.stream
     metrics = load_metrics(
-        AUTO if config.metrics == [AUTO] else config.metrics,
+        config.metrics,
         device=config.device,
         frame_size=(stream.height, stream.width),
     )

@@ -20,7 +20,7 @@ import pandas as pd
 from player.files import write_json, write_table
 from player.log import SegmentRow, SessionLog
 from player.programme import Programme
-from player.quality import METRIC_NAMES, SEVERE_DISTORTION, severely_distorted_share
+from player.quality import SEVERE_DISTORTION, known_metrics, severely_distorted_share
 from player.viewer import rejoined_share
 
 TABLES = ("segments", "frames", "events")
@@ -120,7 +120,7 @@ def _with_concealed(table: pd.DataFrame, log: SessionLog, programme: Programme) 
 
 def summarise(log: SessionLog, frames: pd.DataFrame, programme: Programme, rule: SevereRule) -> dict[str, Any]:
     """Return the numbers of the printed table, and those behind them, as JSON takes them."""
-    metrics = [name for name in METRIC_NAMES if name in frames]
+    metrics = [name for name in known_metrics() if name in frames]
     shown = frames.drop_duplicates("segment")
     sizes = programme.ladder.segment_bytes[shown["segment"], shown["representation"]]
     shown_s = float(programme.ladder.segment_duration_s[shown["segment"]].sum())

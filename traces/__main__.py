@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from traces import catalogue
+from traces import catalogue, registry
 from traces.config import SYNTHETIC, TraceConfig, load_trace
 from traces.errors import TraceError
 from traces.formats import FORMATS, write_cooked, write_mahimahi, write_sabre
@@ -104,8 +104,8 @@ def _list(options: argparse.Namespace) -> None:
     """Print the catalogue."""
     known = catalogue.families()
     chosen = [family for family in known if options.family in (None, family.name)]
-    if not chosen:
-        names = ", ".join(family.name for family in known)
+    if not chosen and options.family not in registry.plugins().names():
+        names = ", ".join([*(family.name for family in known), *registry.plugins().names()])
         raise TraceError(f"family: found {options.family!r}, expected one of {names}")
     for family in chosen:
         sys.stdout.write(f"{family.name}: {family.title}\n")
@@ -113,9 +113,28 @@ def _list(options: argparse.Namespace) -> None:
             mark = "*" if entry.name == family.default else " "
             figures = f"{entry.duration_s:8.1f} s {entry.mean_bps / 1e6:9.3f} Mbit/s  p5 {entry.p5_bps / 1e6:8.3f}"
             sys.stdout.write(f"  {mark} {entry.name:<28}{figures}  {entry.original}\n")
+    _list_offered(options.family)
     extra = ", ".join(f"{alias} = {name}" for alias, name in catalogue.aliases().items())
     sys.stdout.write(f"\n* what the family's name alone stands for. Also: {extra}.\n")
     sys.stdout.write(f"Synthetic: {', '.join(SYNTHETIC)}. Any other name is the path of a trace file.\n")
+
+
+def _list_offered(chosen: str | None) -> None:
+    """Print what other packages offer; a broken one's line says what is wrong with it."""
+    for name in registry.plugins().names():
+        if chosen not in (None, name):
+            continue
+        try:
+            one = registry.offered(name)
+        except TraceError as error:
+            sys.stdout.write(f"{name}: broken: {error}\n")
+            continue
+        if isinstance(one, registry.TraceFormat):
+            sys.stdout.write(f"{name}: {one.title}; reads files *{one.suffix}\n")
+            continue
+        sys.stdout.write(f"{name}: {one.title}\n")
+        for member in one.members:
+            sys.stdout.write(f"  {'*' if member == one.members[0] else ' '} {name}/{member}\n")
 
 
 def _info(options: argparse.Namespace) -> None:

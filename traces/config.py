@@ -4,12 +4,11 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from traces import catalogue, synthetic
+from traces import catalogue, registry, synthetic
 from traces.errors import TraceError
 from traces.formats import read_trace
+from traces.registry import SYNTHETIC as SYNTHETIC
 from traces.trace import Trace
-
-SYNTHETIC = ("constant", "step", "markov")
 
 
 @dataclass
@@ -17,7 +16,7 @@ class TraceConfig:
     """A trace and the part of it that one user sees."""
 
     name: str = "lte"
-    """Name in the catalogue, path of a trace file, or `constant`, `step`, `markov`."""
+    """Name in the catalogue or of another package, path of a trace file, or `constant`, `step`, `markov`."""
     share: int = 1
     """Number of users served in turn: the player gets every share-th delivery opportunity."""
     offset_s: float = 0.0
@@ -84,8 +83,11 @@ def _whole_trace(config: TraceConfig) -> Trace:
         )
     if catalogue.find(config.name) is not None:
         return catalogue.load(config.name)
-    if Path(config.name).is_file():
-        return read_trace(config.name)
-    known = ", ".join([family.name for family in catalogue.families()] + list(SYNTHETIC))
+    if (member := registry.find_member(config.name)) is not None:
+        return registry.load_member(*member)
+    if (path := Path(config.name)).is_file():
+        kind = registry.format_of(path)
+        return read_trace(path) if kind is None else registry.read_file(path, kind)
+    known = ", ".join([*(family.name for family in catalogue.families()), *SYNTHETIC, *registry.family_names()])
     expected = f"{known} (see: python -m traces list) or the path of a trace file"
     raise TraceError(f"trace: found {config.name!r}, expected {expected}")

@@ -5,17 +5,19 @@ No network used here may appear in a training or fitting loss (docs/metrics.md s
 """
 
 from player.quality.base import Metric, QualityError
-from player.quality.loading import METRIC_NAMES, load_metrics
+from player.quality.loading import METRIC_NAMES, PLUGINS, known_metrics, load_metrics
 from player.quality.severity import SEVERE_DISTORTION, SevereDistortion, severely_distorted_share
 from player.quality.weights import MissingWeightsError
 
 __all__ = [
     "METRIC_NAMES",
+    "PLUGINS",
     "SEVERE_DISTORTION",
     "Metric",
     "MissingWeightsError",
     "QualityError",
     "SevereDistortion",
+    "known_metrics",
     "load_metrics",
     "severely_distorted_share",
 ]

@@ -12,17 +12,26 @@ from player.quality.embedded import EmbeddedLpips
 from player.quality.flip import Flip
 from player.quality.lpips import BACKBONES, Lpips
 from player.quality.pixel import MsSsim, Psnr
+from player.quality.plugins import MetricPlugins
 from player.quality.ssimulacra2 import Ssimulacra2
 from player.quality.weights import MissingWeightsError, load_lpips_network
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
 
 _AUTO = (Psnr, MsSsim, Ssimulacra2)
 _WEIGHT_FREE = {metric.name: metric for metric in (*_AUTO, Flip)}
 _LPIPS = {f"lpips_{net}": net for net in BACKBONES}
 
 METRIC_NAMES = (*_WEIGHT_FREE, *_LPIPS, EmbeddedLpips.name)
-"""Every metric there is, in the order in which tables show them."""
+"""Every built-in metric, in the order in which tables show them."""
+PLUGINS = MetricPlugins(frozenset((AUTO, *METRIC_NAMES)))
+
+
+def known_metrics() -> list[str]:
+    """Return the names of all metrics: the built-in ones, then those of installed packages in alphabetical order."""
+    return [*METRIC_NAMES, *PLUGINS.names()]
 
 
 def load_metrics(
@@ -38,7 +47,8 @@ def load_metrics(
     Args:
         names: known names, or "auto": psnr_db, ms_ssim, ssimulacra2 and the first LPIPS whose weights can be had
             (squeeze, alex, vgg; only squeeze is downloaded for "auto", 5 MB), else lpips_embedded, which is said once.
-            flip costs as much as the other three together and is measured where it is named.
+            In a list "auto" stands for these. flip, which costs as much as the other three together, and metrics of
+            other packages are measured where they are named.
         weights_dir: where LPIPS' weights lie; without it the folder that PROMPTDASH_WEIGHTS names.
         device: auto, cpu, cuda or any torch device.
         frame_size: (height, width) in px of the frames to come. "auto" then leaves out, with a warning, what cannot
@@ -47,23 +57,28 @@ def load_metrics(
 
     Raises:
         QualityError: an unknown or repeated name, or frames too small for a metric asked for by name.
+        PluginError: a metric of another package that is broken.
         WeightsError: weights asked for by name cannot be had, or any weights found are damaged.
     """
-    if names == "auto":
-        metrics: list[Metric] = [metric(device=device) for metric in _AUTO]
-        metrics.append(_first_lpips(weights_dir, device, download=download))
-        return [metric for metric in metrics if _fits(metric, frame_size)]
     if isinstance(names, str):
         names = [names]
     for name in names:
-        if name not in METRIC_NAMES:
-            raise QualityError(f"metric {name!r} is unknown, expected auto or some of {', '.join(METRIC_NAMES)}")
+        if name != AUTO and name not in METRIC_NAMES and name not in PLUGINS.names():
+            raise QualityError(f"metric {name!r} is unknown, expected auto or some of {', '.join(known_metrics())}")
     if len(set(names)) != len(names):
         raise QualityError(f"metrics {', '.join(names)}: one is named twice")
-    metrics = [_load(name, weights_dir, device, download=download) for name in names]
-    for metric in metrics:
-        if frame_size is not None and min(frame_size) < metric.minimum_side:
-            raise QualityError(_too_small(metric, frame_size))
+    metrics: list[Metric] = []
+    for name in names:
+        if name == AUTO:
+            default: list[Metric] = [metric(device=device) for metric in _AUTO]
+            default.append(_first_lpips(weights_dir, device, download=download))
+            metrics += [metric for metric in default if _fits(metric, frame_size)]
+            continue
+        metrics.append(_load(name, weights_dir, device, download=download))
+        if frame_size is not None and min(frame_size) < metrics[-1].minimum_side:
+            raise QualityError(_too_small(metrics[-1], frame_size))
+    if len({metric.name for metric in metrics}) != len(metrics):
+        raise QualityError(f"metrics {', '.join(names)}: auto measures one of them already")
     return metrics
 
 
@@ -72,6 +87,8 @@ def _load(name: str, weights_dir: Path | None, device: str, *, download: bool) -
         return _WEIGHT_FREE[name](device=device)
     if name == EmbeddedLpips.name:
         return EmbeddedLpips(device=device)
+    if name not in _LPIPS:
+        return PLUGINS.load(name, device=device)
     net = _LPIPS[name]
     return Lpips(net, load_lpips_network(net, weights_dir=weights_dir, download=download), device=device)
 
