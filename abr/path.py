@@ -15,6 +15,7 @@ time did the link work on data that was measured, and only that part says anythi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from abr.errors import OptionError
 
@@ -59,8 +60,7 @@ class PathModel:
         return 8.0 * (size_bytes + self.header_bytes - (skipped_packets + 1) * self.mss_bytes)
 
 
-@dataclass(frozen=True)
-class SpreadEvidence:
+class SpreadEvidence(NamedTuple):
     """What the time from first to last byte says: `bits` crossed the link in `busy_s`, give or take `noise_s`."""
 
     bits: float
@@ -95,6 +95,9 @@ def split_spread(
 
     Args: rtt_error_s: how far one round trip may be from `rtt_s`; adds to the noise with every silent round.
     """
+    if path.packets(size_bytes) <= window_packets:  # one round: no silence to take out
+        bits, noise_s = path.bits_after_first(size_bytes), path.resolution_s
+        return SpreadEvidence(bits, measured_s, noise_s, is_bound=bits == 0 or measured_s < -noise_s)
     found = _invert(path, size_bytes, measured_s, window_packets, rtt_s)
     noise_s = path.resolution_s + found.silent_rounds * (path.resolution_s + rtt_error_s)
     if found.bits == 0 or found.busy_s < -noise_s:
@@ -106,8 +109,7 @@ def split_spread(
     return SpreadEvidence(found.bits, found.busy_s, noise_s, may_be_infinite or ambiguous)
 
 
-@dataclass(frozen=True)
-class _Split:
+class _Split(NamedTuple):
     """A spread taken apart: `silent_rounds` round trips of silence, and `bits` crossing the link in `busy_s`."""
 
     silent_rounds: int

@@ -8,7 +8,6 @@ or by a fast and a slow exponentially weighted mean. Pure functions of the obser
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,7 +85,7 @@ class SlowStartEstimator:
         if not recent:
             return None
         trips = _RoundTrips.of(recent)
-        evidence, window = self._evidence(recent, trips)
+        evidence, window = self._evidence(recent, trips, first=self._mean.first(len(recent)))
         if now_s - recent[-1].finish_s > self.path.idle_restart_s:
             window = self.path.initial_window_packets
         # Ages from the latest transfer: only their differences matter, and after a long pause none may underflow to 0.
@@ -100,24 +99,32 @@ class SlowStartEstimator:
         """Return what each transfer alone says of the link, for logs and tests."""
         if not samples:
             return []
-        return self._evidence(samples, _RoundTrips.of(samples))[0]
+        return self._evidence(samples, _RoundTrips.of(samples), first=0)[0]
 
-    def _evidence(self, samples: Sequence[ThroughputSample], trips: _RoundTrips) -> tuple[list[SpreadEvidence], int]:
-        """Return the evidence of each transfer, and the congestion window after the last one."""
-        window, before_s, evidence = self.path.initial_window_packets, -math.inf, []
-        for sample in samples:
-            if sample.request_s - before_s > self.path.idle_restart_s:
-                window = self.path.initial_window_packets
-            item = split_spread(
-                self.path,
-                sample.size_bytes,
-                sample.finish_s - sample.first_byte_s,
-                window_packets=window,
-                rtt_s=trips.typical_s,
-                rtt_error_s=trips.error_s,
-            )
-            evidence.append(self._with_silence(item, sample.first_byte_s - sample.request_s, trips.least_s))
-            window = window_after(self.path, sample.size_bytes, window_packets=window)
+    def _evidence(
+        self, samples: Sequence[ThroughputSample], trips: _RoundTrips, *, first: int
+    ) -> tuple[list[SpreadEvidence], int]:
+        """Return the evidence of each transfer from the one at `first` on, and the congestion window after the last."""
+        path, evidence = self.path, []
+        start = first  # of the stretch without idle times that holds the first: the window is known there
+        while start > 0 and samples[start].request_s - samples[start - 1].finish_s <= path.idle_restart_s:
+            start -= 1
+        window, before_s = path.initial_window_packets, -math.inf
+        for index in range(start, len(samples)):
+            sample = samples[index]
+            if sample.request_s - before_s > path.idle_restart_s:
+                window = path.initial_window_packets
+            if index >= first:
+                item = split_spread(
+                    path,
+                    sample.size_bytes,
+                    sample.finish_s - sample.first_byte_s,
+                    window_packets=window,
+                    rtt_s=trips.typical_s,
+                    rtt_error_s=trips.error_s,
+                )
+                evidence.append(self._with_silence(item, sample.first_byte_s - sample.request_s, trips.least_s))
+            window = window_after(path, sample.size_bytes, window_packets=window)
             before_s = sample.finish_s
         return evidence, window
 
@@ -126,9 +133,11 @@ class SlowStartEstimator:
 
         Two round trips more than the least may be a handshake (TCP and TLS 1.3) and are no outage.
         """
+        late_s = first_byte_s - least_s
+        if late_s <= 2 * least_s + 2 * self.path.resolution_s:
+            return item
         packet_bits = self.path.packet_bits()
         packet_s = packet_bits * max(item.busy_s, 0.0) / item.bits if item.bits else 0.0
-        late_s = first_byte_s - least_s
         if late_s <= 2 * least_s + 2 * max(packet_s, self.path.resolution_s):
             return item
         return SpreadEvidence(item.bits + packet_bits, max(item.busy_s, 0.0) + late_s, item.noise_s)
@@ -191,7 +200,7 @@ class RateController:
             return Decision(0, reason="no transfer measured yet: lowest")
         index = observation.segment_index
         limit_s = self.safety * float(self.ladder.segment_duration_s[index])
-        times_s = [estimate.predict_transfer_s(int(size)) for size in self.ladder.segment_bytes[index]]
+        times_s = [estimate.predict_transfer_s(size) for size in self.ladder.segment_bytes[index].tolist()]
         choice = max((rep for rep, time_s in enumerate(times_s) if time_s <= limit_s), default=0)
         kind = "at least" if estimate.is_bound else "rate"
         reason = f"{kind} {estimate.rate_bps / 1e3:.0f} kbit/s: {times_s[choice]:.3f} s of {limit_s:.3f} s"
@@ -261,9 +270,10 @@ class _RoundTrips:
 
         Of two, the lower: the first request of a connection waits for the handshake too.
         """
-        times_s = [sample.first_byte_s - sample.request_s for sample in samples]
-        typical_s = statistics.median_low(times_s)
-        return cls(typical_s, min(times_s), statistics.median_low(abs(time_s - typical_s) for time_s in times_s))
+        times_s = sorted([sample.first_byte_s - sample.request_s for sample in samples])
+        middle = (len(times_s) - 1) // 2
+        typical_s = times_s[middle]
+        return cls(typical_s, times_s[0], sorted([abs(time_s - typical_s) for time_s in times_s])[middle])
 
 
 class _Mean:
@@ -279,31 +289,44 @@ class _Mean:
             check_positive("fast_half_life_s", fast_half_life_s),
             check_positive("slow_half_life_s", slow_half_life_s),
         )
+        self._latest = (np.arange(HISTORY) >= HISTORY - window).astype(np.float64)
+
+    def first(self, count: int) -> int:
+        """Return the first of `count` transfers that has a weight."""
+        return max(count - self.window, 0) if self.kind == "harmonic" else 0
 
     def weights(self, ages_s: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         """Return one row of weights [n] for the harmonic mean, two for the exponential ones."""
         if self.kind == "harmonic":
-            return [(np.arange(len(ages_s)) >= len(ages_s) - self.window).astype(np.float64)]
+            return [self._latest[HISTORY - len(ages_s) :]]
         return [0.5 ** (ages_s / half_life_s) for half_life_s in self.half_lives_s]
 
 
 def _pool(evidence: list[SpreadEvidence], rows: list[NDArray[np.float64]]) -> tuple[float, bool]:
     """Return (rate, is it only a lower bound) from the evidence under each row of weights [n]; (0, True) if empty.
 
-    A measured mean beats a bound (a slow link is always measured); of several measured means the lowest is taken, of
-    several bounds the highest.
+    Of n transfers, only the last need evidence; those before have no weight. A measured mean beats a bound (a slow link
+    is always measured); of several measured means the lowest is taken, of several bounds the highest.
     """
-    table = np.array([(item.bits, item.busy_s, item.noise_s) for item in evidence])  # [n, 3]
-    is_bound = np.array([item.is_bound for item in evidence])
+    count = len(rows[0])
+    skipped = count - len(evidence)
+    table = np.zeros((count, 3))
+    table[skipped:] = [(item.bits, item.busy_s, item.noise_s) for item in evidence]
+    squares = table[:, 2] ** 2
+    lone = [index for index, item in enumerate(evidence) if item.is_bound]
     measured: list[float] = []
     bounds = [0.0]
     for row in rows:
-        for item, weight in zip(evidence, row, strict=True):
-            if item.is_bound and weight > 0:
-                bounds.append(item.bits / (item.busy_s + item.noise_s))
-        weights = np.where(is_bound, 0.0, row)
+        weights = row
+        if lone:
+            weights = row.copy()
+            weights[[skipped + index for index in lone]] = 0.0
+            for index in lone:
+                if row[skipped + index] > 0:
+                    item = evidence[index]
+                    bounds.append(item.bits / (item.busy_s + item.noise_s))
         bits, busy_s = float(weights @ table[:, 0]), float(weights @ table[:, 1])
-        noise_s = math.sqrt(float((weights**2) @ (table[:, 2] ** 2)))
+        noise_s = math.sqrt(float((weights**2) @ squares))
         if bits == 0:
             continue
         if busy_s > 0 and noise_s <= NOISE_RATIO * busy_s:
