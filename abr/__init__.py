@@ -17,6 +17,7 @@ from abr.config import AbrConfig
 from abr.errors import AbrError, LadderError, ObservationError, OptionError, PluginError, UnknownControllerError
 from abr.path import PathModel
 from abr.registry import check_name, create_abr, known_names, known_options
+from abr.rendering import Rendering
 from abr.throughput import NaiveEstimator, RateEstimate, SlowStartEstimator, create_estimator
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PluginError",
     "Progress",
     "RateEstimate",
+    "Rendering",
     "SlowStartEstimator",
     "ThroughputSample",
     "UnknownControllerError",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abr.errors import LadderError, ObservationError, OptionError
+from abr.rendering import Rendering
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,8 @@ class Ladder:
     layer_bytes: NDArray[np.int64] | None = None
     """[S, R] of a layered ladder: bytes of layer r of each segment, > 0. Representation r is the layers 0..r, so that
     its `segment_bytes` are their sum, and a segment held in one representation is upgraded by the layers above it."""
+    rendering: Rendering | None = None
+    """What rendering costs on the viewer's device, and in which modes it can be done; None: it is free."""
 
     def __post_init__(self) -> None:
         bitrate = _read_only(self.bitrate_bps, np.float64, "bitrate_bps", 1)
@@ -68,6 +71,8 @@ class Ladder:
                 raise LadderError("layer_bytes: a positive size for every segment and representation expected")
             if not np.array_equal(np.cumsum(values["layer_bytes"], axis=1), sizes):
                 raise LadderError("layer_bytes: segment_bytes must be the sums of the layers up to each representation")
+        if self.rendering is not None and self.rendering.shape != sizes.shape:
+            raise LadderError(f"rendering: for {self.rendering.shape} segments and representations, not {sizes.shape}")
         for name, value in {**values, "names": names}.items():
             object.__setattr__(self, name, value)
 
@@ -149,6 +154,10 @@ class Observation:
     """How long this request has just been held back because the buffer was full."""
     buffered: tuple[Buffered, ...] = field(default=())
     """What may be upgraded, in order of playback."""
+    passes_per_s: float | None = None
+    """Speed of the device (`abr.rendering`), measured on the last segment, at first its profile's; None: not known."""
+    render_queue_s: float = 0.0
+    """What the device still needs, at that speed, to render all that has arrived."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,8 @@ class Decision:
     """One line for the log: which rule decided and on what numbers."""
     segment: int | None = None
     """A buffered segment to fetch again in a higher `representation`, before the one that was asked for; None: that."""
+    mode: int = 0
+    """How to render it: index into the modes of `Ladder.rendering`, 0 = every frame. An upgrade keeps its segment's."""
 
 
 @dataclass(frozen=True)

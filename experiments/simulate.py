@@ -3,15 +3,18 @@
 No wall clock, no sockets, no threads: time jumps from event to event, and the same inputs give the same log.
 """
 
+import bisect
 import math
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from emulator import Download, Transport
 from experiments.errors import ExperimentError
 from player.events import TIMEOUT
 from player.session import Finished, Request, Session
+
+RenderCost = Callable[[Request], float]
+"""What rendering the answer to a request takes, in s."""
 
 _MAX_IDLE_TURNS = 1000
 """Turns without the clock moving after which the state machine must be stuck; a real session needs a handful."""
@@ -24,31 +27,49 @@ class SimulationError(ExperimentError):
 
 
 @dataclass
-class RenderServer:
-    """The renderer as a queue with one server: segments in order, each taking frames / render_fps seconds.
+class _Job:
+    """A segment to be rendered once, for all versions of it that have arrived since it was asked for."""
 
-    With ``render_fps`` None rendering costs no time.
+    segment: int
+    cost_s: float
+    versions: int = 1
+
+
+class RenderServer:
+    """The renderer as a queue with one server. Segments are rendered in order of playback.
+
+    An upgrade of a segment that has not been begun takes its place; otherwise the segment is rendered again.
     """
 
-    segment_frames: Sequence[int]
-    """Frames of each segment of the programme."""
-    render_fps: float | None
-    """Frames rendered per second."""
-    free_s: float = 0.0
-    """When the server has finished what it was given so far."""
-    waiting: deque[tuple[float, int]] = field(default_factory=deque)
-    """(completion time, segment) of what is not done yet, in order."""
+    def __init__(self) -> None:
+        self._waiting: list[_Job] = []
+        self._current: _Job | None = None
+        self.next_s = math.inf
+        """When the job under way is done; infinite if there is none."""
 
-    def submit(self, segment: int, now_s: float) -> None:
-        """Queue a segment that has just arrived."""
-        cost_s = self.segment_frames[segment] / self.render_fps if self.render_fps else 0.0
-        self.free_s = max(self.free_s, now_s) + cost_s
-        self.waiting.append((self.free_s, segment))
+    def submit(self, segment: int, cost_s: float, now_s: float) -> None:
+        """Take in a segment, or an upgrade of one, that has just arrived and takes `cost_s` to render."""
+        held = next((job for job in self._waiting if job.segment == segment), None)
+        if held is not None:
+            held.cost_s, held.versions = cost_s, held.versions + 1
+            return
+        bisect.insort(self._waiting, _Job(segment, cost_s), key=lambda job: job.segment)
+        if self._current is None:
+            self._begin(now_s)
 
-    @property
-    def next_s(self) -> float:
-        """When the next segment is done; infinite if there is none."""
-        return self.waiting[0][0] if self.waiting else math.inf
+    def finish(self) -> tuple[int, int]:
+        """End the job under way and begin the next one; return its segment and how many versions it stands for."""
+        job, done_s = self._current, self.next_s
+        if job is None:
+            raise SimulationError("nothing is being rendered")
+        self._current, self.next_s = None, math.inf
+        if self._waiting:
+            self._begin(done_s)
+        return job.segment, job.versions
+
+    def _begin(self, now_s: float) -> None:
+        self._current = self._waiting.pop(0)
+        self.next_s = now_s + self._current.cost_s
 
 
 def simulate(
@@ -65,12 +86,13 @@ def simulate(
 
     Args:
         segment_frames: [S] frames of each segment of the programme.
-        render_fps: speed of the renderer; None if rendering is free.
+        render_fps: speed of the renderer, every frame costing the same; None: as the ladder's `rendering` says, which
+            makes it free if there is none.
         progress_s: how often a session that may abandon a request hears of its progress.
     Raises:
         SimulationError: the session is stuck.
     """
-    renderer = RenderServer(segment_frames, render_fps)
+    renderer, cost_s = RenderServer(), _render_cost(session, segment_frames, render_fps)
     fetch: _Fetch | None = None
     now_s, turns = 0.0, 0
     while True:
@@ -78,7 +100,7 @@ def simulate(
         if isinstance(action, Finished):
             return now_s
         if isinstance(action, Request):
-            fetch = _Fetch(action, transport, now_s, progress_s if session.wants_progress else math.inf)
+            fetch = _Fetch(action, transport, now_s, progress_s if session.wants_progress else math.inf, cost_s)
             continue
         # A transfer ends at its deadline at the latest, so while one runs the player's own timer has nothing to add.
         next_s = min(fetch.next_s if fetch else action.until_s, renderer.next_s)
@@ -89,15 +111,32 @@ def simulate(
         if fetch is not None and fetch.next_s <= now_s and fetch.report(session, renderer, now_s):
             fetch = None
         while renderer.next_s <= now_s:
-            session.on_rendered(now_s, renderer.waiting.popleft()[1])
+            segment, versions = renderer.finish()
+            session.on_rendered(now_s, segment, versions=versions)
+
+
+def _render_cost(session: Session, segment_frames: Sequence[int], render_fps: float | None) -> RenderCost:
+    """Return what tells the rendering time of a request's answer."""
+
+    def cost_s(request: Request) -> float:
+        if render_fps is not None:
+            return segment_frames[request.segment] / render_fps
+        rendering = session.ladder.rendering
+        if rendering is None:
+            return 0.0
+        return float(rendering.passes[request.segment, request.representation, request.mode]) / rendering.passes_per_s
+
+    return cost_s
 
 
 class _Fetch:
     """A request under way: when to look at it next, and what to tell the session then."""
 
-    def __init__(self, request: Request, transport: Transport, now_s: float, progress_s: float) -> None:
+    def __init__(
+        self, request: Request, transport: Transport, now_s: float, progress_s: float, cost_s: RenderCost
+    ) -> None:
         """Send the request. Without looks on the way (`progress_s` infinite) the transport answers at once."""
-        self._request, self._progress_s = request, progress_s
+        self._request, self._progress_s, self._cost_s = request, progress_s, cost_s
         deadline_s = now_s + request.timeout_s
         self._download: Download | None = None
         if math.isinf(progress_s):
@@ -122,7 +161,7 @@ class _Fetch:
         transfer = self._transfer if download is None else download.cancel(self._end_s)
         if transfer.complete:
             session.on_complete(now_s, transfer)
-            renderer.submit(self._request.segment, now_s)
+            renderer.submit(self._request.segment, self._cost_s(self._request), now_s)
         else:
             first_byte_s = transfer.first_byte_s if transfer.received_bytes else None
             session.on_error(now_s, TIMEOUT, transfer.received_bytes, first_byte_s=first_byte_s)
@@ -132,4 +171,4 @@ class _Fetch:
     def _render_kept(self, session: Session, renderer: RenderServer, now_s: float) -> None:
         kept = session.take_kept()
         if kept is not None:
-            renderer.submit(kept, now_s)
+            renderer.submit(kept.segment, self._cost_s(kept), now_s)

@@ -16,6 +16,7 @@ class Adviser:
 
     def __init__(self, abr: Abr, ladder: Ladder) -> None:
         self._abr, self._count = abr, ladder.representations
+        self._modes = 1 if ladder.rendering is None else len(ladder.rendering.modes)
         self._name = type(abr).__name__
         self._abandoning = abr if isinstance(abr, Abandoning) else None
         self._learning = abr if isinstance(abr, Learning) else None
@@ -76,6 +77,8 @@ class Adviser:
             raise AbrError(f"{name} chose {decision.representation!r}; the ladder has 0..{self._count - 1}")
         if not (math.isfinite(decision.wait_s) and decision.wait_s >= 0):
             raise AbrError(f"{name} asked to wait {decision.wait_s} s")
+        if decision.mode not in range(self._modes):
+            raise AbrError(f"{name} chose render mode {decision.mode!r}; there are 0..{self._modes - 1}")
         if decision.segment is not None:
             held = next((item for item in observation.buffered if item.segment == decision.segment), None)
             if held is None or decision.representation <= held.representation:

@@ -45,7 +45,11 @@ class SegmentRow:
     finish_s: float | None = None
     rendered_s: float | None = None
     render_s: float | None = None
-    """Time the renderer took, its queue not counted."""
+    """Time the renderer took for all versions, its queue not counted."""
+    render_mode: str | None = None
+    """Which frames are rendered, a name of `Ladder.rendering`; None where rendering is free."""
+    renders: int = 0
+    """How often it was rendered: an upgrade of a segment that had been begun is one more time."""
     play_start_s: float | None = None
     content_start_s: float | None = None
     size_bytes: int = 0
@@ -76,6 +80,11 @@ class SegmentRow:
         spent_s = sample.finish_s - sample.request_s
         self.throughput_bps = 8 * sample.size_bytes / spent_s if spent_s > 0 else None
         self.downloaded = True
+
+    def note_render(self, render_s: float) -> None:
+        """Note that a version was rendered; one that was merged with its upgrade took no time of its own."""
+        self.render_s = (self.render_s or 0.0) + render_s
+        self.renders += render_s > 0
 
     def improve(self, representation: int, size_bytes: int, now_s: float, *, is_layer: bool) -> None:
         """Note that an upgrade, so far counted as wasted, will be shown: beside what was there, or in its place."""

@@ -26,6 +26,8 @@ class Request:
     held: int | None = None
     """Of a buffered segment to be upgraded: the representation at hand. On a layered ladder only what lies above it is
     fetched."""
+    mode: int = 0
+    """How to render it: index into the modes of `Ladder.rendering`; 0, every frame, where there is none."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Pending:
     not_before_s: float
     held: int | None = None
     """The representation at hand, if this is an upgrade of a buffered segment."""
+    mode: int = 0
     failures: int = 0
 
     def fail(self, now_s: float, config: PlayerConfig) -> bool:

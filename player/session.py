@@ -6,7 +6,7 @@ No I/O and no clock, so a virtual-time simulator and a real client drive the sam
     session.on_progress(now_s, bytes, ...)   so much has arrived; True: cancel the transfer and ask for the next action
     session.on_complete(now_s, transfer)     the request's last byte arrived
     session.on_error(now_s, reason, ...)     it failed or timed out
-    session.take_kept()                      after a request that ended unfinished: the segment to render all the same
+    session.take_kept()                      after a request that ended unfinished: what of it to render all the same
     session.on_rendered(now_s, segment)      the downloaded segment became frames; only then can it be shown
 
 Rules. One request at a time. A segment is requested when it fits under the buffer cap together with everything
@@ -42,6 +42,7 @@ from player.events import Event, RequestAbandoned, RequestFailed, SegmentPlayed,
 from player.log import SegmentRow, SessionLog, build_log, session_summary
 from player.meter import LinkMeter
 from player.playback import MEDIA_TOLERANCE_S, Playback, PlaybackState
+from player.render_queue import RenderQueue
 from player.request import Action, Delivered, Finished, InFlight, Pending, Request, TransferLike, Wait
 from player.stock import Stock
 
@@ -71,15 +72,13 @@ class Session:
         self._segment = 0
         self._pending: Pending | None = None
         self._in_flight: InFlight | None = None
-        self._rendering: deque[Delivered] = deque()
+        self._rendering = RenderQueue(ladder)
         self._held_back_since_s: float | None = None
         self._meter = LinkMeter()
         self._last_representation: int | None = None
         self._rows: list[SegmentRow] = []
-        self._render_free_s = -math.inf
-        self._render_speed: float | None = None
         self._seen_events = 0
-        self._kept: int | None = None
+        self._kept: Request | None = None
 
     # What a driver may ask.
 
@@ -214,30 +213,33 @@ class Session:
         if request.held is None:
             self._skip(request.segment)
 
-    def take_kept(self) -> int | None:
-        """Return, once, the segment of which the request that has just ended unfinished brought whole layers.
+    def take_kept(self) -> Request | None:
+        """Return, once, the part that the request that has just ended unfinished brought whole: as if it had been asked
+        for.
 
         The driver renders them as it does a whole answer. Always None on a ladder without layers.
         """
         kept, self._kept = self._kept, None
         return kept
 
-    def on_rendered(self, now_s: float, segment: int) -> None:
-        """Take in that the oldest downloaded segment is rendered, so that it can be shown."""
-        if not self._rendering or self._rendering[0].segment != segment:
-            expected = f"segment {self._rendering[0].segment}" if self._rendering else "none"
-            raise SessionError(f"segment {segment} rendered, but {expected} is waiting to be")
+    def on_rendered(self, now_s: float, segment: int, *, versions: int = 1) -> None:
+        """Take in that a downloaded segment is rendered, so that it can be shown; new segments are, in order.
+
+        Args: versions: how many of what arrived for it this stands for. A driver that had not begun a segment when an
+            upgrade of it came renders the upgrade alone.
+        """
+        self._rendering.expect(segment)
         self._advance(now_s)
-        now_s, delivered = self._clock.now_s, self._rendering.popleft()
-        row = self._rows[segment]
-        render_s = now_s - max(delivered.finish_s, self._render_free_s)
-        self._render_speed = row.duration_s / render_s if render_s > 0 else None
-        self._render_free_s = now_s
-        if delivered.fetched.request.held is not None:
-            self._upgrade(delivered.fetched)
-        else:
-            row.rendered_s, row.render_s = now_s, max(render_s, 0.0)
-            row.content_start_s = self._clock.append(segment, row.representation, row.duration_s)
+        now_s = self._clock.now_s
+        for _ in range(versions):
+            delivered, render_s = self._rendering.finish(segment, now_s)
+            row = self._rows[segment]
+            row.note_render(render_s)
+            if delivered.fetched.request.held is not None:
+                self._upgrade(delivered.fetched)
+            else:
+                row.rendered_s = now_s
+                row.content_start_s = self._clock.append(segment, row.representation, row.duration_s)
         self._settle()
 
     # How it decides.
@@ -280,7 +282,7 @@ class Session:
         request, row = fetched.request, self._rows[fetched.request.segment]
         self._stock.take_in(request)
         self._in_flight, self._pending = None, None
-        self._rendering.append(Delivered(fetched, sample.finish_s))
+        self._rendering.add(Delivered(fetched, sample.finish_s))
         media_bytes = request.size_bytes - fetched.init_bytes
         if request.held is None:
             row.representation, row.size_bytes, row.init_bytes = request.representation, media_bytes, fetched.init_bytes
@@ -311,7 +313,7 @@ class Session:
         # A driver that does not know when the first byte came knows that it has come.
         arrival = sample or ThroughputSample(received_bytes, in_flight.sent_s, now_s, now_s, complete=False)
         self._take_in(InFlight(part, in_flight.sent_s, init_bytes), arrival)
-        self._kept = request.segment
+        self._kept = part
         return True
 
     def _runs_dry(self) -> bool:
@@ -388,7 +390,10 @@ class Session:
 
     def _upgrade_of(self, decision: Decision) -> Pending:
         segment = self._segment if decision.segment is None else decision.segment
-        return Pending(segment, int(decision.representation), self._clock.now_s, self._stock.representation(segment))
+        held, now_s = self._stock.representation(segment), self._clock.now_s
+        mode = self._rows[segment].render_mode
+        modes = () if self.ladder.rendering is None else self.ladder.rendering.modes
+        return Pending(segment, int(decision.representation), now_s, held, 0 if mode is None else modes.index(mode))
 
     def _decide(self) -> Pending:
         """Ask the controller for the next segment's representation and open its row."""
@@ -410,11 +415,12 @@ class Session:
             wait_s=wait_s,
             estimate_bps=None if decision.estimate_bps is None else float(decision.estimate_bps),
             reason=decision.reason,
+            render_mode=None if self.ladder.rendering is None else self.ladder.rendering.modes[decision.mode],
         )
         if self._segment < len(self._rows):  # asked again after an abandonment
             row.carry_on(self._rows.pop())
         self._rows.append(row)
-        return Pending(self._segment, row.representation, observation.now_s + wait_s)
+        return Pending(self._segment, row.representation, observation.now_s + wait_s, mode=int(decision.mode))
 
     def _safe(self, choice: int, observation: Observation) -> int:
         """Return the choice as far as the insufficient-buffer rule of the player allows, if it has one."""
@@ -440,7 +446,9 @@ class Session:
             last_representation=self._last_representation,
             samples=self._meter.recent,
             playing=self._clock.state is PlaybackState.PLAYING,
-            render_speed=self._render_speed,
+            render_speed=self._rendering.speed,
+            passes_per_s=self._rendering.passes_per_s,
+            render_queue_s=self._rendering.backlog_s(self._clock.now_s),
             held_back_s=0.0 if self._held_back_since_s is None else self._clock.now_s - self._held_back_since_s,
             buffered=self.buffered,
         )
@@ -450,7 +458,8 @@ class Session:
         segment, representation = pending.segment, pending.representation
         size_bytes = self.ladder.upgrade_bytes(segment, representation, pending.held)
         init_bytes = self._stock.init_bytes(representation, pending.held)
-        request = Request(segment, representation, size_bytes + init_bytes, self.config.timeout_s, pending.held)
+        total_bytes = size_bytes + init_bytes
+        request = Request(segment, representation, total_bytes, self.config.timeout_s, pending.held, pending.mode)
         if pending.held is None:
             row = self._rows[segment]
             row.representation, row.request_s = representation, now_s
@@ -471,7 +480,7 @@ class Session:
         """Say whether a segment is on its way that will lengthen what can be played; upgrades will not."""
         if self._in_flight is not None and self._in_flight.request.held is None:
             return True
-        return any(item.fetched.request.held is None for item in self._rendering)
+        return self._rendering.media_to_come
 
     def _settle(self) -> None:
         """After media was added or given up: start, resume or end playback if it is time."""

@@ -161,11 +161,13 @@ def test_patience_changes_nothing() -> None:
 
 
 def test_the_render_server_takes_segments_in_turn() -> None:
-    server = RenderServer([10, 20], render_fps=10.0)
-    server.submit(0, 1.0)
-    server.submit(1, 1.5)
-    assert list(server.waiting) == [(2.0, 0), (4.0, 1)]
-    assert RenderServer([10], None).next_s == math.inf
+    server = RenderServer()
+    assert server.next_s == math.inf
+    server.submit(0, 1.0, 1.0)
+    server.submit(1, 2.0, 1.5)
+    assert (server.next_s, server.finish()) == (2.0, (0, 1))
+    assert (server.next_s, server.finish()) == (4.0, (1, 1))
+    assert server.next_s == math.inf
 
 
 def test_a_stuck_session_is_reported() -> None:

@@ -498,8 +498,9 @@ def test_an_idle_link_upgrades_what_is_buffered():
         if isinstance(action, Wait) and session._in_flight is None:
             now_s = action.until_s
         else:
-            session.on_complete(now_s + 0.25, Done(now_s, now_s, now_s + 0.25, session._in_flight.request.size_bytes))
-            session.on_rendered(now_s + 0.25, session._rendering[0].segment)
+            request = session._in_flight.request
+            session.on_complete(now_s + 0.25, Done(now_s, now_s, now_s + 0.25, request.size_bytes))
+            session.on_rendered(now_s + 0.25, request.segment)
             now_s += 0.25
     assert [(event.segment, event.value) for event in session.events() if event.name == "play"] == [
         (0, 0),
@@ -527,7 +528,8 @@ def test_whole_layers_of_a_failed_request_are_kept():
     session = Session(make_layered(init_bytes=[100, 10, 20]), Script([2]), PlayerConfig())
     session.next_action(0.0)
     session.on_error(4.0, "timeout", 50_000, first_byte_s=1.0)
-    assert (session.take_kept(), session.take_kept()) == (0, None)
+    kept = session.take_kept()
+    assert kept is not None and (kept.segment, session.take_kept()) == (0, None)
     session.on_rendered(4.0, 0)
     assert session.state is PlaybackState.PLAYING
     assert session.next_action(4.0).segment == 1
@@ -564,7 +566,8 @@ def test_a_stop_ends_with_the_base_layer_if_stops_are_concealed(conceal_s):
     assert not session.on_progress(2.2, 25_000, first_byte_s=1.0)
     assert not session.on_progress(2.3, 24_999, first_byte_s=1.0)
     assert session.on_progress(2.4, 30_000, first_byte_s=1.0) is (conceal_s > 0)
-    assert session.take_kept() == (1 if conceal_s else None)
+    kept = session.take_kept()
+    assert (None if kept is None else kept.segment) == (1 if conceal_s else None)
     if conceal_s:
         session.on_rendered(2.4, 1)
         assert session.state is PlaybackState.PLAYING
@@ -753,10 +756,10 @@ def drive(session, times_s, render_times_s, failures):
 
     def render_kept():
         nonlocal free_s
-        segment = session.take_kept()
-        if segment is not None:
-            free_s = max(free_s, now_s) + render_times_s[segment % len(render_times_s)]
-            renders.append((free_s, segment))
+        kept = session.take_kept()
+        if kept is not None:
+            free_s = max(free_s, now_s) + render_times_s[kept.segment % len(render_times_s)]
+            renders.append((free_s, kept.segment))
 
     for _ in range(10_000):
         render_until(now_s)
