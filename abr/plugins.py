@@ -7,11 +7,13 @@ compares them.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,13 @@ class Plugins:
         except Exception as error:  # whatever a foreign package raises is its fault, said in our words
             reason = f"{type(error).__name__}: {_one_line(error)}"
             raise self.error(f"{self.describe(point)} {doing}: {reason}") from error
+
+
+def source_of(point: metadata.EntryPoint) -> tuple[str, Path | None]:
+    """Return what a plug-in is, as in messages, and the file or folder that its top-level package's code is in."""
+    found = importlib.util.find_spec(point.module.split(".")[0])
+    places = [*(found.submodule_search_locations or []), found.origin] if found else [None]
+    return _origin(point), None if places[0] is None else Path(places[0])
 
 
 def _origin(point: metadata.EntryPoint) -> str:

@@ -83,8 +83,7 @@ def known_names() -> list[str]:
 
 def check_name(name: str) -> None:
     """Raise UnknownControllerError unless a controller has this name, which may still be broken; nothing is loaded."""
-    if name not in BUILT_IN:
-        _point(name)
+    find_plugin(name)
 
 
 def known_options(name: str) -> list[str] | None:
@@ -118,6 +117,11 @@ def create_abr(name: str, ladder: Ladder, *, buffer_capacity_s: float, **options
     if not callable(getattr(controller, "choose", None)):
         raise PluginError(f"{PLUGINS.describe(point)} made a {type(controller).__name__} without a choose method")
     return controller
+
+
+def find_plugin(name: str) -> metadata.EntryPoint | None:
+    """Return where a controller that is not built in comes from, or None; errors as in `check_name`."""
+    return None if name in BUILT_IN else _point(name)
 
 
 def _point(name: str) -> metadata.EntryPoint:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments import plugins
 from experiments.errors import ExperimentError
 from experiments.provenance import file_sha256, folder_sha256, library_versions
 from experiments.schema import RunConfig, VideoConfig
@@ -121,6 +122,7 @@ def package_key(codec: str, video: Path, config: BuildConfig) -> str:
         "code": [folder_sha256(_SOURCES / name, suffixes=(".py",)) for name in ("packager", "player")],
         "versions": {name: versions[name] for name in _LIBRARIES},
         "machine": platform.machine(),
+        "plugins": plugins.of_package(codec, config),
         "weights": [os.environ.get(_WEIGHTS_VARIABLE, ""), file_sha256(WEIGHTS_FILE)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -157,5 +159,6 @@ def input_hashes(config: RunConfig, video: Path, packages: list[Package]) -> dic
             }
             for package in packages
         },
+        "plugins": plugins.of_run(config),
         "generator": {"name": config.build.generator, "sha256": folder_sha256(find_folder(config.build.generator))},
     }

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.errors import RunFolderError
 from experiments.results import CodecResult, RunResult
 from player.codecs import ordered, title
-from player.quality import PLUGINS
+from player.quality import METRIC_PLUGINS
 
 
 class _Titles(dict[str, str]):
@@ -36,7 +36,7 @@ class _Styles(dict[str, MetricStyle]):
 
     def __missing__(self, metric: str) -> MetricStyle:
         try:
-            offered = PLUGINS.offered(metric)
+            offered = METRIC_PLUGINS.offered(metric)
         except LookupError as error:
             raise RunFolderError(f"metric {metric!r} is of a package that is not installed here") from error
         return MetricStyle(
@@ -80,7 +80,7 @@ def headline_metric(results: Sequence[CodecResult]) -> str | None:
 
     Where there is none, one of another package may stand for it.
     """
-    for metric in (*HEADLINE_METRICS, *PLUGINS.names()):
+    for metric in (*HEADLINE_METRICS, *METRIC_PLUGINS.names()):
         if results and all(metric in result.frames for result in results):
             return metric
     return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from packager.errors import BuildError, PackagerError
 from packager.settings import AUTO, CODECS, BuildConfig, parse_bitrate
-from player.codecs import known_codecs
+from player.codecs import PLUGINS, known_codecs, load_codec
 from player.errors import PlayerError
 
 if TYPE_CHECKING:
@@ -121,6 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("path", type=Path, metavar="FOLDER|FILE")
+    listing = commands.add_parser(
+        "list", help="list the codecs, those of other packages too", description="List the codecs."
+    )
+    listing.set_defaults(run=_list)
     serve = commands.add_parser(
         "serve",
         help="publish packages over HTTP",
@@ -197,6 +201,17 @@ def _demo_clip(bar: _ProgressBar) -> Path:
 
     path = _DEMO_FOLDER / demo_clip_name()
     return make_demo_clip(path, progress=lambda done, total: bar.show("filming the demo clip", done / total, 1.0))
+
+
+def _list(options: argparse.Namespace) -> int:
+    """Print one line per codec: name and what offers it; a broken plug-in's line says what is wrong with it."""
+    for name in known_codecs():
+        try:
+            what = "built in" if name in CODECS else PLUGINS.describe(load_codec(name)[0])
+        except PlayerError as error:
+            what = f"broken: {error}"
+        print(f"{name:12} {what}")
+    return 0
 
 
 def _import(options: argparse.Namespace) -> int:

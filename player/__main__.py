@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     quality.add_argument("--no-download", action="store_true", help="never fetch missing weights")
     quality.set_defaults(run=_quality)
+    listing = commands.add_parser(
+        "list",
+        help="list the metrics and generators, those of other packages too",
+        description="List the quality metrics and the generators that have a name.",
+    )
+    listing.set_defaults(run=_list)
     _add_play(commands)
     return parser
 
@@ -188,6 +194,26 @@ class _Line:
         if self._width:
             sys.stderr.write(f"\r{' ' * self._width}\r")
             sys.stderr.flush()
+
+
+def _list(options: argparse.Namespace) -> int:
+    """Print one line per metric and generator; a broken plug-in's line says what is wrong with it."""
+    from player.generators import EMBEDDED, describe, known_generators
+    from player.quality import METRIC_NAMES, METRIC_PLUGINS, known_metrics
+
+    for name in known_metrics():
+        try:
+            what = "built in" if name in METRIC_NAMES else METRIC_PLUGINS.describe(name)
+        except PlayerError as error:
+            what = f"broken: {error}"
+        print(f"metric     {name:16} {what}")
+    for name in known_generators():
+        try:
+            what = "built in" if name == EMBEDDED else describe(name)
+        except PlayerError as error:
+            what = f"broken: {error}"
+        print(f"generator  {name:16} {what}")
+    return 0
 
 
 def _quality(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from player.autoencoder import LatentDecoder
 from player.errors import GeneratorError
+from player.generators import known_generators, plugin_folder
 from player.prompt import PromptSpace
 
 log = logging.getLogger(__name__)
@@ -264,12 +265,13 @@ def find_folder(spec: str) -> Path:
     """Return the local folder of a generator, downloading a hub id if need be."""
     if spec == EMBEDDED:
         return EMBEDDED_FOLDER
+    if (offered := plugin_folder(spec)) is not None:
+        return offered
     if Path(spec).is_dir():
         return Path(spec)
     if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
-        raise GeneratorError(
-            f"generator {spec!r}: no such folder; expected `embedded`, a folder or a hub id (owner/name)"
-        )
+        known = ", ".join(known_generators())
+        raise GeneratorError(f"generator {spec!r}: no such folder; expected {known}, a folder or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

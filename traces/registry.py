@@ -68,6 +68,17 @@ def offered(name: str) -> TraceFamily | TraceFormat:
     return found
 
 
+def find_plugin(name: str) -> EntryPoint | None:
+    """Return what reads or makes the trace called so, or None if nothing but this project does; TraceError as above."""
+    group = plugins()
+    if catalogue.find(name) is not None or name in SYNTHETIC:
+        return None
+    if (member := find_member(name)) is not None:
+        return group.point(member[0])
+    kind = format_of(Path(name)) if Path(name).is_file() else None
+    return None if kind is None else group.point(kind)
+
+
 def family_names() -> list[str]:
     """Return the names of the families that other packages offer; broken ones are said once and left out."""
     return [name for name, one in _whole() if isinstance(one, TraceFamily)]

@@ -5,13 +5,13 @@ No network used here may appear in a training or fitting loss (docs/metrics.md s
 """
 
 from player.quality.base import Metric, QualityError
-from player.quality.loading import METRIC_NAMES, PLUGINS, known_metrics, load_metrics
+from player.quality.loading import METRIC_NAMES, METRIC_PLUGINS, known_metrics, load_metrics
 from player.quality.severity import SEVERE_DISTORTION, SevereDistortion, severely_distorted_share
 from player.quality.weights import MissingWeightsError
 
 __all__ = [
     "METRIC_NAMES",
-    "PLUGINS",
+    "METRIC_PLUGINS",
     "SEVERE_DISTORTION",
     "Metric",
     "MissingWeightsError",

@@ -26,12 +26,12 @@ _LPIPS = {f"lpips_{net}": net for net in BACKBONES}
 
 METRIC_NAMES = (*_WEIGHT_FREE, *_LPIPS, EmbeddedLpips.name)
 """Every built-in metric, in the order in which tables show them."""
-PLUGINS = MetricPlugins(frozenset((AUTO, *METRIC_NAMES)))
+METRIC_PLUGINS = MetricPlugins(frozenset((AUTO, *METRIC_NAMES)))
 
 
 def known_metrics() -> list[str]:
     """Return the names of all metrics: the built-in ones, then those of installed packages in alphabetical order."""
-    return [*METRIC_NAMES, *PLUGINS.names()]
+    return [*METRIC_NAMES, *METRIC_PLUGINS.names()]
 
 
 def load_metrics(
@@ -63,7 +63,7 @@ def load_metrics(
     if isinstance(names, str):
         names = [names]
     for name in names:
-        if name != AUTO and name not in METRIC_NAMES and name not in PLUGINS.names():
+        if name != AUTO and name not in METRIC_NAMES and name not in METRIC_PLUGINS.names():
             raise QualityError(f"metric {name!r} is unknown, expected auto or some of {', '.join(known_metrics())}")
     if len(set(names)) != len(names):
         raise QualityError(f"metrics {', '.join(names)}: one is named twice")
@@ -88,7 +88,7 @@ def _load(name: str, weights_dir: Path | None, device: str, *, download: bool) -
     if name == EmbeddedLpips.name:
         return EmbeddedLpips(device=device)
     if name not in _LPIPS:
-        return PLUGINS.load(name, device=device)
+        return METRIC_PLUGINS.load(name, device=device)
     net = _LPIPS[name]
     return Lpips(net, load_lpips_network(net, weights_dir=weights_dir, download=download), device=device)
 

@@ -44,28 +44,34 @@ class MetricPlugins:
     """The metrics that other packages offer, beside the built-in ones."""
 
     def __init__(self, built_in: frozenset[str]) -> None:
-        self._plugins = Plugins(ENTRY_POINT_GROUP, "metric", built_in, PluginError)
+        self.plugins = Plugins(ENTRY_POINT_GROUP, "metric", built_in, PluginError)
 
     def names(self) -> list[str]:
         """Return their names, in alphabetical order."""
-        return self._plugins.names()
+        return self.plugins.names()
+
+    def describe(self, name: str) -> str:
+        """Return what offers a metric, if it is whole; errors as in `load`."""
+        self.offered(name)
+        return self.plugins.describe(self.plugins.point(name))
 
     def load(self, name: str, *, device: str) -> Metric:
         """Return a metric ready to be called; raise PluginError if it is broken, LookupError if there is none."""
-        point = self._plugins.point(name)
+        point = self.plugins.point(name)
         offered = self.offered(name)
-        with self._plugins.blamed(point, "failed to start", passing=(PlayerError,)):
+        with self.plugins.blamed(point, "failed to start", passing=(PlayerError,)):
             metric = offered(device=device)
         if not callable(metric):
-            raise PluginError(f"{self._plugins.describe(point)} cannot be called with frames")
+            raise PluginError(f"{self.plugins.describe(point)} cannot be called with frames")
         sense, side = bool(offered.higher_is_better), int(offered.minimum_side)
-        return BlamedMetric(self._plugins, point, metric, name, sense, side)
+        return BlamedMetric(self.plugins, point, metric, name, sense, side)
 
     def offered(self, name: str) -> Any:
         """Return the class that an entry point names, checked but not called; errors as in `load`."""
-        point = self._plugins.point(name)
-        offered, what = self._plugins.resolve(point), self._plugins.describe(point)
-        if not isinstance(offered, type):
+        point = self.plugins.point(name)
+        offered: Any = self.plugins.resolve(point)
+        what = self.plugins.describe(point)
+        if not callable(offered):
             raise PluginError(f"{what} is a {type(offered).__name__}, expected a class")
         missing = [key for key in ("name", "higher_is_better", "minimum_side") if not hasattr(offered, key)]
         if missing:
