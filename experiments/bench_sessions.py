@@ -20,11 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--trace", default="lte")
     parser.add_argument("--sessions", type=int, default=20, help="of each controller")
     arguments = parser.parse_args(argv)
-    from abr import AbrError
+    from abr import AbrConfig, AbrError
     from emulator import LinkConfig
     from experiments.errors import ExperimentError
     from experiments.shares import default_share
-    from experiments.sweep_sessions import Study
+    from experiments.sweep_sessions import Looked, play
     from player.config import PlayerConfig
     from player.errors import PlayerError
     from player.presentation import Presentation
@@ -35,13 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         programme = build_programme(Presentation.load(arguments.package), 180.0)
         rule = default_rule(programme.presentation.metrics)
-        study = Study({"clip": programme}, rule, PlayerConfig(), LinkConfig())
+        looked, player, link = Looked("clip", "clip", programme, rule), PlayerConfig(), LinkConfig()
         trace = load_trace(arguments.trace, share=default_share(arguments.trace))
         for name in arguments.abr.split(","):
-            study.play(name, trace, study.looked["clip"])  # what is computed once is not a session's cost
+            play(AbrConfig(name), trace, looked, player, link)  # what is computed once is not a session's cost
             begin_s = time.process_time()
             for _ in range(arguments.sessions):
-                study.play(name, trace, study.looked["clip"])
+                play(AbrConfig(name), trace, looked, player, link)
             each_s = (time.process_time() - begin_s) / arguments.sessions
             print(f"{name:14} {1e3 * each_s:8.2f} ms  {1 / each_s:8.0f} sessions/s on one core")
     except (AbrError, ExperimentError, PlayerError, TraceError) as error:

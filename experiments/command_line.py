@@ -12,18 +12,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UsageError
-from experiments.overrides import SCALAR_SHORTHANDS
-from experiments.schema import CONF, register
+from experiments.overrides import MULTIRUN_FLAGS, PATH_KEYS, SCALAR_SHORTHANDS
+from experiments.schema import CONF, REAL, RunConfig, register
 
 CONFIG_NAME = "config"
-_MULTIRUN_FLAGS = ("-m", "--multirun")
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir",
                      "-cd", "--experimental-rerun")  # fmt: skip
 _HYDRA_KEYS = ("hydra",)
 _HELP = """Stream a video over an emulated network, once for each codec, and write logs, a table and figures.
 
 usage: python -m experiments.run [KEY=VALUE ...]         one run
-       python -m experiments.run -m [KEY=V1,V2 ...]      one run for each combination of values
+       python -m experiments.run -m [KEY=V1,V2 ...]      one session for each combination of values, one data set
+       python -m experiments.run experiment=paper        a suite: one data set likewise (docs/sweeps.md)
 
   trace=lte                 a trace by name (python -m traces list), the path of a file, or constant, step, markov
   trace=constant rate=500k  a link of constant rate
@@ -62,9 +62,9 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 def check_arguments(arguments: Sequence[str]) -> None:
     """Raise UsageError if Hydra or a schema would refuse ``arguments`` (already rewritten), in one line saying why."""
-    multirun = any(argument in _MULTIRUN_FLAGS for argument in arguments)
+    multirun = any(argument in MULTIRUN_FLAGS for argument in arguments)
     overrides = list(_overrides(arguments))
-    parsed = [_parse(text) for text in overrides]
+    parsed = [parse_override(text) for text in overrides]
     defaults = compose_config([])
     for override in parsed:
         _check_key(override, defaults)
@@ -72,6 +72,35 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise UsageError(f"{override.input_line}: several values need -m (one run for each)")
     for texts in _each_value(parsed):
         _check_values(texts)
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Say whether checked arguments ask for one data set of sessions: by ``-m``, or by a suite.
+
+    With ``render=true`` or ``mode=real`` a combination needs a run folder of its own, and with a flag of Hydra's such
+    as ``--cfg`` it is Hydra that is asked; then this is False.
+
+    Raises:
+        UsageError: keys of sweeps without a sweep, or the other way round.
+    """
+    overrides = list(_overrides(arguments))
+    multirun = any(argument in MULTIRUN_FLAGS for argument in arguments)
+    parsed = [parse_override(text) for text in overrides]
+    config = to_run_config(compose_config([choices(one)[0] for one in parsed if choices(one)]))
+    values = {text.lower() for one in parsed for text in choices(one)}
+    folders = config.render or config.mode == REAL or not values.isdisjoint((f"mode={REAL}", "render=true"))
+    flags = set(arguments) - set(overrides) - set(MULTIRUN_FLAGS)
+    if flags or (folders and not config.suite.traces) or not (multirun or config.suite.traces):
+        alone = [key for key in PATH_KEYS if getattr(config, key)]
+        if alone and not flags:
+            raise UsageError(f"{alone[0]}= is for sweeps without render=true and mode=real; add -m, or a suite")
+        return False
+    if folders:
+        raise UsageError("a suite plays sessions without rendering; leave render=true and mode=real out")
+    hydra = [one.input_line for one in parsed if one.key_or_group.startswith("hydra.")]
+    if hydra:
+        raise UsageError(f"{hydra[0]}: a sweep writes one data set to output=DIR (render=true makes a folder per run)")
+    return True
 
 
 def _overrides(arguments: Sequence[str]) -> Iterator[str]:
@@ -88,7 +117,8 @@ def _overrides(arguments: Sequence[str]) -> Iterator[str]:
         position += 1
 
 
-def _parse(text: str) -> Override:
+def parse_override(text: str) -> Override:
+    """Return an override as Hydra understands it; UsageError if it does not."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -120,20 +150,24 @@ def _check_key(override: Override, defaults: DictConfig) -> None:
 
 def _each_value(parsed: Sequence[Override]) -> Iterator[list[str]]:
     """Yield lists of plain overrides that together try every value of every sweep, each at least once."""
-    choices = [_choices(override) for override in parsed]
-    first = [choice[0] for choice in choices]
+    each = [choices(override) for override in parsed]
+    if not all(each):  # intervals and globs: only a sweeper knows their values
+        return
+    first = [values[0] for values in each]
     yield first
-    for position, choice in enumerate(choices):
-        for value in choice[1:]:
+    for position, values in enumerate(each):
+        in_range = parsed[position].is_range_sweep()
+        for value in values[-1:] if in_range else values[1:]:  # the ends of a range say enough
             yield [*first[:position], value, *first[position + 1 :]]
 
 
-def _choices(override: Override) -> list[str]:
+def choices(override: Override) -> list[str]:
+    """Return the plain overrides that an override stands for: one, or one for each value of a sweep."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if override.is_choice_sweep() or override.is_range_sweep():
         return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    return []  # intervals and globs: only a sweeper knows their values
+    return []
 
 
 def _check_values(texts: Sequence[str]) -> None:
@@ -141,12 +175,20 @@ def _check_values(texts: Sequence[str]) -> None:
         config = compose_config(texts)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_explain(error)) from error
+    to_run_config(config)
+
+
+def to_run_config(config: DictConfig) -> RunConfig:
+    """Return a composed configuration as the dataclass; UsageError if a library refuses one of its settings."""
     try:
-        OmegaConf.to_object(config)
+        settings = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UsageError(_explain(error)) from error
     except Exception as error:  # the libraries' own checks of their settings, each with an error class of its own
         raise UsageError(_one_line(error)) from error
+    if not isinstance(settings, RunConfig):
+        raise TypeError(f"the configuration is a {type(settings).__name__}, not a RunConfig")
+    return settings
 
 
 def _explain(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """A study's data set: one row per session as Parquet parts in one folder, and the study's provenance beside them.
 
-study.json                 settings, provenance, hashes of the packages
+study.json                 settings, hashes of the packages, provenance of the first and of later commands
 sessions/part-*.parquet    rows as in SCHEMA; every part appears whole
 failures.json              sessions that failed, with the reason; they are tried again when the study is resumed
 """
@@ -18,13 +18,16 @@ from experiments.errors import ExperimentError
 from player.files import write_json, write_table
 
 STUDY, SESSIONS, FAILURES = "study.json", "sessions", "failures.json"
-VERSION = 1
+VERSION = 2
 
 SCHEMA: dict[str, str] = {
+    "session": "hash of everything that decides the session: link, package, controller, player",
     "trace": "canonical name of the trace, or its path",
     "family": "family of a vendored trace; `own` for others",
     "share": "the player had every share-th delivery opportunity",
     "offset_s": "where in the trace the session began, s",
+    "seed": "what the offset and the loss were drawn from; empty: offset as configured",
+    "video": "name of the clip, without folder and suffix",
     "codec": "codec of the package",
     "package": "folder name of the package",
     "abr": "controller, with its options as given",
@@ -42,6 +45,7 @@ SCHEMA: dict[str, str] = {
     "elapsed_s": "length of the session, s",
     "rebuffered_s": "standstill after the start, s",
     "rebuffering_ratio": "rebuffered / (played + rebuffered + concealed), startup left out",
+    "waiting_ratio": "(startup delay + rebuffered) / elapsed: rebuffering_ratio with startup counted as waiting",
     "rebuffering_count": "standstills after the start",
     "switches": "changes of representation between segments played one after the other",
     "skipped_segments": "segments given up",
@@ -51,29 +55,47 @@ SCHEMA: dict[str, str] = {
     "received_bytes": "all bytes that arrived, failed attempts and init segments included",
     "wasted_bytes": "bytes of failed attempts and replaced versions",
     "qoe_lin": "per segment: bitrate / top bitrate - 1/s * rebuffering - 1 * |change|",
+    "qoe_lin_startup": "as qoe_lin, less 1/s * startup delay",
     "qoe_quality": "as qoe_lin with quality scaled from 0, the worst of the lowest, to 1, the best of the ladder",
+    "qoe_quality_startup": "as qoe_quality, less 1/s * startup delay",
     "severe_share": "share of frames shown that are severely distorted, by the rule in study.json",
 }
-"""Column -> meaning and unit. Besides, one column for each metric that every package holds: mean over frames shown."""
+"""Column -> meaning and unit. Besides: one column for each metric that every package holds, its mean over frames shown;
+and one for each swept key that is not among these, under the key's name, such as `link.queue_packets`."""
 
-KEYS = ("trace", "offset_s", "codec", "package", "abr")
-"""What tells the sessions of a study apart."""
+ORDER = ("trace", "offset_s", "seed", "video", "codec", "package", "abr", "session")
+"""Columns that a loaded table is sorted by."""
 
 
-def open_study(folder: Path, settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+def open_study(
+    folder: Path, settings: Mapping[str, Any], packages: Mapping[str, str], provenance: Mapping[str, Any]
+) -> None:
     """Begin a study in `folder`, or go on with the one that is there if its settings are the same.
 
+    Args:
+        settings: what all sessions share; a study with other ones is another study.
+        packages: folder name -> hash; more may be added later, none may change.
+        provenance: of this start. The first is kept as `provenance`, later ones that differ in `resumed`.
     Raises:
-        ExperimentError: it holds a study made with other settings.
+        ExperimentError: it holds a study made with other settings, or another package of the same name.
     """
     path = folder / STUDY
-    if path.exists():
-        held = read_study(folder)["settings"]
-        differing = sorted(name for name in {*held, *settings} if held.get(name) != settings.get(name))
-        if differing:
-            raise ExperimentError(f"{folder} holds a study with other {', '.join(differing)}; choose another output")
+    if not path.exists():
+        content = {"settings": dict(settings), "packages": dict(packages), "provenance": dict(provenance)}
+        write_json(path, {"version": VERSION, **content, "resumed": []})
         return
-    write_json(path, {"version": VERSION, "settings": dict(settings), "provenance": dict(provenance)})
+    study = read_study(folder)
+    held = study["settings"]
+    differing = sorted(name for name in {*held, *settings} if held.get(name) != settings.get(name))
+    changed = sorted(name for name, sha256 in packages.items() if study["packages"].get(name, sha256) != sha256)
+    if changed:
+        differing.append(f"package {changed[0]}")
+    if differing:
+        raise ExperimentError(f"{folder} holds a study with other {', '.join(differing)}; choose another output")
+    study["packages"] |= packages
+    if provenance not in (study["provenance"], *study["resumed"]):
+        study["resumed"].append(dict(provenance))
+    write_json(path, study)
 
 
 def read_study(folder: Path | str) -> dict[str, Any]:
@@ -85,7 +107,7 @@ def read_study(folder: Path | str) -> dict[str, Any]:
         reason = str(error).splitlines()[0]
         raise ExperimentError(f"{path}: cannot be read as a study's description ({reason})") from error
     if not isinstance(study, dict) or study.get("version") != VERSION or not isinstance(study.get("settings"), dict):
-        raise ExperimentError(f"{path}: expected a study of version {VERSION}")
+        raise ExperimentError(f"{path}: expected a study of version {VERSION}; run it again with another output")
     return study
 
 
@@ -101,17 +123,28 @@ def load(path: Path | str) -> pd.DataFrame:
         ExperimentError: no study, or a part that cannot be read.
     """
     folder = Path(path)
-    read_study(folder)
-    parts = []
-    for part in sorted((folder / SESSIONS).glob("part-*.parquet")):
-        try:
-            parts.append(pd.read_parquet(part))
-        except (OSError, ValueError) as error:  # pyarrow's errors on bad bytes are ValueErrors
-            raise ExperimentError(f"{part}: cannot be read ({str(error).splitlines()[0]})") from error
+    parts = _read_parts(folder)
     if not parts:
         return pd.DataFrame(columns=list(SCHEMA))
     table = pd.concat(parts, ignore_index=True)
     missing = [name for name in SCHEMA if name not in table]
     if missing:
         raise ExperimentError(f"{folder / SESSIONS}: column {missing[0]} is missing, which every part must have")
-    return table.drop_duplicates(list(KEYS), keep="last").sort_values(list(KEYS), ignore_index=True)
+    table["seed"] = table["seed"].astype("Int64")
+    return table.drop_duplicates("session", keep="last").sort_values(list(ORDER), ignore_index=True)
+
+
+def finished_sessions(folder: Path) -> set[str]:
+    """Return the `session` of every row that a study holds."""
+    return {key for part in _read_parts(folder, columns=["session"]) for key in part["session"]}
+
+
+def _read_parts(folder: Path, columns: list[str] | None = None) -> list[pd.DataFrame]:
+    read_study(folder)
+    parts = []
+    for part in sorted((folder / SESSIONS).glob("part-*.parquet")):
+        try:
+            parts.append(pd.read_parquet(part, columns=columns))
+        except (OSError, ValueError) as error:  # pyarrow's errors on bad bytes are ValueErrors
+            raise ExperimentError(f"{part}: cannot be read ({str(error).splitlines()[0]})") from error
+    return parts

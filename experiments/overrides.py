@@ -4,6 +4,7 @@
     codec=prompt+h265    ->  codec=[prompt,h265]
     rate=1.5M            ->  trace.rate_bps=1500000.0    (also Mbps, Mbit/s, k, kbit/s, G, or plain bit/s)
     segment_s=0.5        ->  build.segment_s=0.5
+    package=a/*,b/*      ->  package='a/*,b/*'           (also videos=, output=: paths, never several values of a sweep)
 
 Under ``-m`` a comma keeps Hydra's meaning, one run per value: ``-m trace=lte,umts`` -> ``trace.name=lte,umts``.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from experiments.errors import UsageError
 
-SCALAR_SHORTHANDS = {"trace": "trace.name", "abr": "abr.name", "video": "video.name"}
+SCALAR_SHORTHANDS = {"trace": "trace.name", "abr": "abr.name", "video": "video.name", "launcher": "launcher.name"}
 """Group -> the key inside it that the bare group name stands for on the command line."""
 
 ALIASES = {"segment_s": "build.segment_s"}
@@ -22,6 +23,9 @@ ALIASES = {"segment_s": "build.segment_s"}
 
 RATE_KEYS = ("rate", "trace.rate_bps")
 """Keys whose value may carry a unit; all of them set ``trace.rate_bps``."""
+
+PATH_KEYS = ("package", "videos", "output")
+"""Keys whose value is a path, or several with commas, whatever characters it has."""
 
 FREE_FORM = "abr.options."
 """Keys below this one are a plug-in's own, in no schema; Hydra wants new keys marked with a plus."""
@@ -32,7 +36,8 @@ _RATE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMgG]?)(?:bps|b
 # What Hydra's grammar takes unquoted inside a value.
 _PLAIN = re.compile(r"[A-Za-z0-9_\-/.:%+@]+(?: +[A-Za-z0-9_\-/.:%+@]+)*")
 _HYDRA_VALUE = re.compile(r"[\[{'\"$]|(?:choice|range|interval|glob|sort|shuffle|tag|extend_list)\(")
-_MULTIRUN_FLAGS = ("-m", "--multirun")
+_QUOTES = ("'", '"')
+MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
 def parse_rate(text: str) -> float:
@@ -56,7 +61,7 @@ def rewrite_overrides(arguments: Sequence[str]) -> list[str]:
     Raises:
         UsageError: a rate that is none, or an empty value.
     """
-    multirun = any(argument in _MULTIRUN_FLAGS for argument in arguments)
+    multirun = any(argument in MULTIRUN_FLAGS for argument in arguments)
     return [_rewrite(argument, multirun=multirun) for argument in arguments]
 
 
@@ -70,6 +75,8 @@ def _rewrite(argument: str, *, multirun: bool) -> str:
         return f"++{argument}"
     if name in ALIASES:
         return f"{prefix}{ALIASES[name]}={value}"
+    if name in PATH_KEYS:
+        return f"{prefix}{name}={value if value[:1] in _QUOTES else quote(value)}"
     if name not in SCALAR_SHORTHANDS and name not in RATE_KEYS and name != "codec":
         return argument
     if not value.strip():
@@ -96,13 +103,13 @@ def _codec_value(value: str, *, multirun: bool) -> str:
 def _name_value(argument: str, value: str, *, multirun: bool) -> str:
     """Return a name or path, quoted where Hydra's grammar needs it; under -m commas separate values."""
     if multirun and not Path(value).expanduser().exists():
-        return ",".join(_quote(part) for part in value.split(","))
+        return ",".join(quote(part) for part in value.split(","))
     if "," in value and not Path(value).expanduser().exists():
         raise UsageError(f"{argument}: several values need -m (one run for each); no such file either")
-    return _quote(value)
+    return quote(value)
 
 
-def _quote(value: str) -> str:
+def quote(value: str) -> str:
     """Return ``value`` so that Hydra reads this very string: no number, truth value or list."""
     if _PLAIN.fullmatch(value) and not _is_other_primitive(value):
         return value

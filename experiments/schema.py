@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from abr import AbrConfig
 from emulator import LinkConfig
 from experiments.errors import UsageError
+from experiments.launchers import LauncherConfig
 from experiments.shares import default_share
 from packager.settings import BuildConfig
 from player.codecs import is_known, known_codecs
@@ -67,6 +68,26 @@ class RealConfig:
 
 
 @dataclass
+class SuiteConfig:
+    """A whole study in one configuration, such as experiment=paper: every trace with every controller and codec."""
+
+    traces: list[str] = field(default_factory=list)
+    """Families (all their traces), traces, files, or `all`; none: no suite. `trace=` on the command line goes first."""
+    abr: list[str] = field(default_factory=list)
+    """Controllers, options as mpc:horizon=3+utility=log, or `all`; none, or with `abr=` given: that one."""
+    codec: list[str] = field(default_factory=list)
+    """Codecs; none, or with `codec=` given: those."""
+    offsets: int = 1
+    """Start offsets for each trace, evenly spaced over it; the same for every codec, video and controller."""
+    limit: int = 0
+    """At most this many traces of each family, spread over its list; 0: all."""
+
+    def __post_init__(self) -> None:
+        if self.offsets < 1 or self.limit < 0:
+            raise UsageError("offsets must be 1 or more, limit 0 or more")
+
+
+@dataclass
 class RunConfig:
     """One run: one video, one link, one controller, one or both codecs."""
 
@@ -96,6 +117,18 @@ class RunConfig:
     """Write into a folder that already holds a run."""
     cache_dir: str = "outputs/cache"
     """Where the demo clip and packaged videos are kept between runs."""
+    seed: int | None = None
+    """Draws the start offset, uniform over the trace, and the losses; null: trace.offset_s and link.seed say them."""
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    videos: str = ""
+    """Sweeps: a folder whose videos are all streamed, or videos separated by commas, in place of `video`."""
+    package: str = ""
+    """Sweeps: finished packages in place of `video`: folders or patterns such as 'packages/*-prompt', with commas."""
+    output: str = ""
+    """Sweeps: folder of the data set; empty: outputs/sweep-HASH, a hash of the command."""
+    jobs: int = 0
+    """Sweeps: sessions played at the same time; 0: all cores."""
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
 
     def __post_init__(self) -> None:
         unknown = [codec for codec in self.codec if not is_known(codec)]
@@ -105,6 +138,10 @@ class RunConfig:
             raise UsageError(f"codec={','.join(self.codec)}: each codec can be given once")
         if self.mode not in MODES:
             raise UsageError(f"mode={self.mode}: expected one of {', '.join(MODES)}")
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"seed={self.seed}: expected 0 or more, or null")
+        if self.jobs < 0:
+            raise UsageError(f"jobs={self.jobs}: expected 0 or more")
         if not self.cache_dir.strip():
             raise UsageError("cache_dir: found an empty path, expected a folder")
         if not 0 < self.session_s <= 86_400:

@@ -11,7 +11,7 @@ from experiments.results import CodecResult
 from experiments.schema import QualityConfig, RunConfig
 from experiments.series import HEADLINE_METRICS
 from experiments.simulate import simulate
-from player.decoder import PROMPT
+from player.codecs import PROMPT
 from player.programme import Programme
 from player.quality import METRIC_NAMES, SEVERE_DISTORTION
 from player.record import SevereRule, make_record

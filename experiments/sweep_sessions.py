@@ -2,68 +2,92 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
-from abr import Ladder, create_abr
+from abr import AbrConfig, Ladder
 from abr.qoe import scaled_quality
 from emulator import LinkConfig, create_transport
-from experiments.errors import UsageError
 from experiments.future import link_future
 from experiments.simulate import simulate
 from player.config import PlayerConfig
-from player.log import SessionLog
 from player.programme import Programme
 from player.quality import severely_distorted_share
 from player.record import SevereRule
 from player.session import Session
-from traces import Trace, catalogue, load_trace
+from traces import Trace, TraceConfig, catalogue, load_trace
 
 PROMPT = "prompt"
 REBUFFERING_WEIGHT = 1.0
 """QoE per second of rebuffering, in units of the utility's range (top bitrate, or best quality)."""
 SWITCHING_WEIGHT = 1.0
+STARTUP_WEIGHT = 1.0
+"""QoE per second of startup delay in the columns that count it; Yin et al. (SIGCOMM 2015) weigh it as rebuffering."""
+QOE_COLUMNS = ("qoe_lin", "qoe_lin_startup", "qoe_quality", "qoe_quality_startup")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One session but for its link."""
+
+    key: str
+    """Hash of everything that decides the session, its link and package included."""
+    programme: str
+    """What is streamed: a key of the study's programmes."""
+    label: str
+    """The controller, with its options, as the table names it."""
+    abr: AbrConfig
+    player: PlayerConfig
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Swept key -> its value; columns of the session's row."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a worker does at a time: the sessions of all controllers over one link."""
+    """What a worker does at a time: sessions over one link."""
 
-    trace: str
-    share: int
-    offset_s: float
-    package: str
-    controllers: tuple[str, ...]
+    trace: TraceConfig
+    link: LinkConfig
+    seed: int | None
+    """What offset and loss were drawn from, if they were."""
+    sessions: tuple[Spec, ...]
 
 
 @dataclass(frozen=True)
 class Failure:
     """A session that raised an error."""
 
-    cell: Cell
-    controller: str
+    trace: TraceConfig
+    session: Spec
     reason: str
 
 
 class Looked:
-    """A programme with the means of its frames' quality, ready to be looked up by (segment, representation)."""
+    """A programme with the sums of its frames' quality, ready to be looked up by (segment, representation)."""
 
-    def __init__(self, name: str, programme: Programme, rule: SevereRule) -> None:
-        presentation = programme.presentation
-        self.name, self.codec, self.ladder = name, presentation.manifest.codec, programme.ladder
+    def __init__(self, package: str, video: str, programme: Programme, rule: SevereRule) -> None:
+        presentation, ladder = programme.presentation, programme.ladder
+        self.package, self.video, self.codec, self.ladder = package, video, presentation.manifest.codec, ladder
         self.frames: NDArray[np.int64] = programme.segment_frames
-        index = programme.clip_segment
-        self.means = {metric: presentation.mean_quality(metric)[index] for metric in presentation.metrics}  # [S, R]
-        self.severe = self._severe(programme, rule)[index]  # [S, R] severely distorted frames
-        self.utilities = {"qoe_lin": np.tile(self.ladder.bitrate_bps / self.ladder.bitrate_bps[-1], (len(index), 1))}
-        if self.ladder.quality is not None:
-            self.utilities["qoe_quality"] = scaled_quality(self.ladder)
+        self.segment_frames: list[int] = self.frames.tolist()
+        index, self._metrics = programme.clip_segment, list(presentation.metrics)
+        sums = [presentation.mean_quality(metric)[index] * self.frames[:, None] for metric in self._metrics]  # [S, R]
+        sums.append(self._severe(programme, rule)[index])  # severely distorted frames
+        self._sums = np.array(sums).reshape(len(sums), -1)  # [metrics + 1, S R]
+        utilities = {"qoe_lin": np.tile(ladder.bitrate_bps / ladder.bitrate_bps[-1], (len(index), 1))}
+        if ladder.quality is not None:
+            utilities["qoe_quality"] = scaled_quality(ladder)
+        self._utility_names = list(utilities)
+        self._utilities = np.array(list(utilities.values())).reshape(len(utilities), -1)  # [utilities, S R]
+        self._nothing = dict.fromkeys(("media_bps", *QOE_COLUMNS, "severe_share", *self._metrics), math.nan)
 
     @staticmethod
     def _severe(programme: Programme, rule: SevereRule) -> NDArray[np.float64]:
@@ -77,41 +101,35 @@ class Looked:
             table[segment, rung] = share * len(values)
         return table
 
-    def numbers(self, log: SessionLog) -> dict[str, float]:
+    def numbers(
+        self, shown: Sequence[tuple[int, int]], *, rebuffered_s: float, startup_delay_s: float
+    ) -> dict[str, float]:
         """Return the row's part that follows from which version of each segment was shown."""
-        shown = [(row["segment"], row["representation"]) for row in log.segments if row["content_start_s"] is not None]
-        nothing = dict.fromkeys(("media_bps", "qoe_lin", "qoe_quality", "severe_share", *self.means), math.nan)
         if not shown:
-            return {"frames": 0, **nothing}
-        at = tuple(np.array(shown).T)
-        frames = self.frames[at[0]]
-        media_bits = 8 * float(self.ladder.segment_bytes[at].sum())
+            return {"frames": 0, **self._nothing}
+        segments, representations = np.array(shown).T
+        at = segments * self.ladder.representations + representations
+        frames = int(self.frames[segments].sum())
+        # `take` makes each row contiguous, so that its sum does not depend on what is beside it.
+        *means, severe_share = (self._sums.take(at, axis=1).sum(axis=1) / frames).tolist()
+        utilities = self._utilities.take(at, axis=1)  # [utilities, n]
+        switching = np.abs(np.diff(utilities)).sum(axis=1)
+        cost = REBUFFERING_WEIGHT * rebuffered_s + SWITCHING_WEIGHT * switching
+        qoe = ((utilities.sum(axis=1) - cost) / self.ladder.segments).tolist()
+        startup_cost = STARTUP_WEIGHT * startup_delay_s / self.ladder.segments
+        media_bits = 8 * float(self.ladder.segment_bytes.take(at).sum())
         return {
-            **nothing,
-            "frames": int(frames.sum()),
-            "media_bps": media_bits / float(self.ladder.segment_duration_s[at[0]].sum()),
-            "severe_share": float(self.severe[at].sum() / frames.sum()),
-            **{name: float(np.average(values[at], weights=frames)) for name, values in self.means.items()},
-            **{name: self._qoe(values[at], log) for name, values in self.utilities.items()},
+            **self._nothing,
+            "frames": frames,
+            "media_bps": media_bits / float(self.ladder.segment_duration_s[segments].sum()),
+            "severe_share": severe_share,
+            **dict(zip(self._metrics, means, strict=True)),
+            **dict(zip(self._utility_names, qoe, strict=True)),
+            **{f"{name}_startup": value - startup_cost for name, value in zip(self._utility_names, qoe, strict=True)},
         }
 
-    def _qoe(self, utility: NDArray[np.float64], log: SessionLog) -> float:
-        cost = REBUFFERING_WEIGHT * log.summary["rebuffered_s"] + SWITCHING_WEIGHT * np.abs(np.diff(utility)).sum()
-        return float((utility.sum() - cost) / self.ladder.segments)
 
-
-def parse_controller(text: str) -> tuple[str, dict[str, Any]]:
-    """Return name and options of a controller written as ``name`` or ``name:key=value+key=value``."""
-    name, _, options = text.partition(":")
-    pairs = [pair for pair in options.split("+") if pair]
-    if any("=" not in pair for pair in pairs):
-        raise UsageError(f"abr={text}: expected name:key=value+key=value")
-    parsed = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
-    if not isinstance(parsed, dict):
-        raise UsageError(f"abr={text}: expected name:key=value+key=value")
-    return name, {str(key): value for key, value in parsed.items()}
-
-
+@functools.cache
 def family_of(trace: str) -> str:
     """Return the family of a vendored trace, or `own`."""
     entry = catalogue.find(trace)
@@ -121,73 +139,98 @@ def family_of(trace: str) -> str:
 class Study:
     """What every worker of a study holds."""
 
-    def __init__(
-        self, programmes: Mapping[str, Programme], rule: SevereRule, player: PlayerConfig, link: LinkConfig
-    ) -> None:
-        self.looked = {name: Looked(name, programme, rule) for name, programme in programmes.items()}
-        self.player, self.link = player, link
+    def __init__(self, programmes: Mapping[str, Looked]) -> None:
+        self.programmes = programmes
 
-    def run(self, cell: Cell) -> tuple[list[dict[str, Any]], list[Failure]]:
+    def __call__(self, cell: Cell) -> tuple[list[dict[str, Any]], list[Failure]]:
         """Run a cell's sessions; return their rows and what failed."""
+        logger = logging.getLogger("player")
+        before = logger.level
+        logger.setLevel(logging.ERROR)  # what a session met with is in its row
+        try:
+            return self._play(cell)
+        finally:
+            logger.setLevel(before)
+
+    def _play(self, cell: Cell) -> tuple[list[dict[str, Any]], list[Failure]]:
         rows: list[dict[str, Any]] = []
         failures: list[Failure] = []
         try:
-            trace = load_trace(cell.trace, share=cell.share, offset_s=cell.offset_s)
+            trace = load_trace(cell.trace)
         except Exception as error:  # nothing that one cell meets may sink the others
-            return rows, [Failure(cell, name, _reason(error)) for name in cell.controllers]
-        shared = self._conditions(cell, trace)
-        for name in cell.controllers:
+            return rows, [Failure(cell.trace, session, reason_of(error)) for session in cell.sessions]
+        for session in cell.sessions:
+            looked = self.programmes[session.programme]
             try:
-                rows.append({**shared, "abr": name, **self.play(name, trace, self.looked[cell.package])})
+                row = conditions(cell, session, trace, looked)
+                rows.append({**row, **play(session.abr, trace, looked, session.player, cell.link)})
             except Exception as error:  # a plug-in may raise anything
-                failures.append(Failure(cell, name, _reason(error)))
+                failures.append(Failure(cell.trace, session, reason_of(error)))
         return rows, failures
 
-    def play(self, controller: str, trace: Trace, looked: Looked) -> dict[str, Any]:
-        """Play one session and return its numbers."""
-        name, options = parse_controller(controller)
-        if name == "oracle":  # the one controller that is told the future
-            options = {"finish_s": link_future(trace, self.link), **options}
-        ladder: Ladder = looked.ladder
-        abr = create_abr(name, ladder, buffer_capacity_s=self.player.buffer_s, **options)
-        session = Session(ladder, abr, self.player)
-        render_fps = self.player.render_fps if looked.codec == PROMPT else None  # pixels are decoded in hardware
-        frames: Sequence[int] = looked.frames.tolist()
-        simulate(session, create_transport(trace, self.link), segment_frames=frames, render_fps=render_fps)
-        log = session.log()
-        summary = log.summary
-        names = (
-            "startup_delay_s", "elapsed_s", "rebuffered_s", "rebuffering_ratio", "rebuffering_count", "switches",
-            "skipped_segments", "abandonments", "upgrades", "wasted_bytes",
-        )  # fmt: skip
-        return {
-            "segments": ladder.segments,
-            **{name: summary[name] for name in names},
-            "received_bytes": summary["downloaded_bytes"] + summary["wasted_bytes"],
-            **looked.numbers(log),
-        }
 
-    def _conditions(self, cell: Cell, trace: Trace) -> dict[str, Any]:
-        looked = self.looked[cell.package]
-        session_s = float(looked.ladder.segment_duration_s.sum())
-        fps = self.player.render_fps if looked.codec == PROMPT else None
-        return {
-            "trace": cell.trace,
-            "family": family_of(cell.trace),
-            "share": cell.share,
-            "offset_s": cell.offset_s,
-            "codec": looked.codec,
-            "package": cell.package,
-            "session_s": session_s,
-            "buffer_s": self.player.buffer_s,
-            "delay_ms": self.link.delay_ms,
-            "loss": self.link.loss,
-            "link_model": self.link.model,
-            "render_fps": math.nan if fps is None else fps,
-            "trace_bps": trace.mean_bps,
-            "session_bps": trace.capacity_bytes(0, 1000 * session_s) * 8 / session_s,
-        }
+def play(controller: AbrConfig, trace: Trace, looked: Looked, player: PlayerConfig, link: LinkConfig) -> dict[str, Any]:
+    """Play one session and return its numbers."""
+    if controller.name == "oracle":  # the one controller that is told the future
+        future = {"finish_s": link_future(trace, link)}
+        controller = dataclasses.replace(controller, options={**future, **controller.options})
+    if looked.codec != PROMPT:  # a pixel codec has nothing to make frames up from
+        player = dataclasses.replace(player, conceal_s=0.0)
+    ladder: Ladder = looked.ladder
+    session = Session(ladder, controller.create(ladder, buffer_capacity_s=player.buffer_s), player)
+    simulate(
+        session,
+        create_transport(trace, link),
+        segment_frames=looked.segment_frames,
+        render_fps=render_fps(looked, player),
+    )
+    summary = session.summary()
+    names = (
+        "startup_delay_s", "elapsed_s", "rebuffered_s", "rebuffering_ratio", "rebuffering_count", "switches",
+        "skipped_segments", "abandonments", "upgrades", "wasted_bytes",
+    )  # fmt: skip
+    startup_s, rebuffered_s = summary["startup_delay_s"], summary["rebuffered_s"]
+    return {
+        "segments": ladder.segments,
+        **{name: summary[name] for name in names},
+        "waiting_ratio": (startup_s + rebuffered_s) / summary["elapsed_s"] if summary["elapsed_s"] > 0 else 0.0,
+        "received_bytes": summary["downloaded_bytes"] + summary["wasted_bytes"],
+        **looked.numbers(session.shown(), rebuffered_s=rebuffered_s, startup_delay_s=startup_s),
+    }
 
 
-def _reason(error: Exception) -> str:
+def conditions(cell: Cell, session: Spec, trace: Trace, looked: Looked) -> dict[str, Any]:
+    """Return the part of a session's row that is known before it is played."""
+    session_s = float(looked.ladder.segment_duration_s.sum())
+    fps = render_fps(looked, session.player)
+    return {
+        **session.columns,
+        "session": session.key,
+        "trace": cell.trace.name,
+        "family": family_of(cell.trace.name),
+        "share": cell.trace.share,
+        "offset_s": cell.trace.offset_s,
+        "seed": cell.seed,
+        "video": looked.video,
+        "codec": looked.codec,
+        "package": looked.package,
+        "abr": session.label,
+        "session_s": session_s,
+        "buffer_s": session.player.buffer_s,
+        "delay_ms": cell.link.delay_ms,
+        "loss": cell.link.loss,
+        "link_model": cell.link.model,
+        "render_fps": math.nan if fps is None else fps,
+        "trace_bps": trace.mean_bps,
+        "session_bps": trace.capacity_bytes(0, 1000 * session_s) * 8 / session_s,
+    }
+
+
+def render_fps(looked: Looked, player: PlayerConfig) -> float | None:
+    """Return how fast the viewer's device renders the programme; pixels are decoded in hardware."""
+    return player.render_fps if looked.codec == PROMPT else None
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

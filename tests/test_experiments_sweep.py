@@ -8,6 +8,7 @@ import pytest
 import experiments
 from experiments import dataset, sweep, sweep_report
 from experiments.errors import UsageError
+from experiments.expand import expand_traces
 from player.manifest import Manifest, Representation
 from player.presentation import Presentation, RepresentationQuality, write_manifest, write_sidecar
 from player.programme import build_programme
@@ -103,7 +104,7 @@ def test_mistakes_cost_one_line(package, tmp_path, capsys, argument, message):
 
 
 def test_traces_stand_for_families_and_limits():
-    assert len(sweep.expand_traces("umts,hsdpa", 2)) == 4
-    assert len(sweep.expand_traces("all")) > 90
+    assert len(expand_traces(["umts", "hsdpa"], 2)) == 4
+    assert len(expand_traces(["all"])) > 90
     with pytest.raises(UsageError, match="no family"):
-        sweep.expand_traces("umts,none")
+        expand_traces(["umts", "none"])
