@@ -25,6 +25,7 @@ from experiments.provenance import provenance
 from experiments.real import check_real, play_real
 from experiments.results import CodecResult, load_run, write_codec, write_summary
 from experiments.schema import CONF, REAL, SIMULATE, RunConfig, register
+from experiments.seeds import apply_seed
 from experiments.stream import check_severe_metric, stream
 from experiments.tables import summary_table
 from packager.errors import PackagerError
@@ -73,6 +74,7 @@ def _task(config: DictConfig) -> None:
 
 def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] = ()) -> None:
     """Do one run into ``folder``. Every file appears whole, as soon as its content is known."""
+    given, config = config, apply_seed(config)
     trace = load_trace(config.trace)
     check_name(config.abr.name)
     check_video(config.video)
@@ -81,11 +83,12 @@ def run_experiment(config: RunConfig, folder: Path, *, overrides: Sequence[str] 
         check_real(config)
     # A mistake found above leaves the folder free for the same command put right.
     _claim(folder, overwrite=config.overwrite)
-    write_bytes(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    write_bytes(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(given)).encode())
     cache = Path(config.cache_dir)
     video = obtain_video(config.video, cache)
     packages = prepare_packages(config, video, cache)
     seeds = {"trace.seed": config.trace.seed, "link.seed": config.link.seed, "build.seed": config.build.seed}
+    seeds |= {} if config.seed is None else {"seed": config.seed}
     inputs = input_hashes(config, video, packages)
     write_json(folder / "provenance.json", provenance(overrides=list(overrides), seeds=seeds, inputs=inputs))
 

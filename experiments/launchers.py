@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from experiments.errors import ExperimentError, UsageError
+from packager.ray_workers import AUTO, import_ray, initialize
 
 LOCAL, RAY = LAUNCHERS = ("local", "ray")
 RAY_RETRIES = 3
@@ -29,13 +30,14 @@ class LauncherConfig:
 
     name: str = LOCAL
     """local: processes of this machine; ray: a Ray cluster, or Ray's processes on this machine."""
-    address: str | None = None
-    """ray: the cluster's address, such as `auto` or `ray://head:10001`; null: start Ray here."""
+    address: str = AUTO
+    """ray: auto (RAY_ADDRESS, else a cluster on this machine, else a new local one), local (a new one that ends with
+    the sweep), or host:port of a cluster's head."""
 
     def __post_init__(self) -> None:
         if self.name not in LAUNCHERS:
             raise UsageError(f"launcher={self.name}: expected one of {', '.join(LAUNCHERS)}")
-        if self.address is not None and self.name != RAY:
+        if self.address != AUTO and self.name != RAY:
             raise UsageError(f"launcher.address={self.address}: only launcher=ray has an address")
 
 
@@ -55,7 +57,7 @@ def run_tasks(
         worker: sent once to every process; it and the tasks are pickled, so both are best dataclasses.
         jobs: processes; 0: all cores of this machine, or of the cluster.
     Raises:
-        ExperimentError: Ray is not installed, or cannot be reached.
+        BuildError: Ray is not installed, or no cluster can be reached.
     """
     if launcher.name == RAY:
         yield from _on_ray(worker, tasks, launcher.address, jobs)
@@ -127,36 +129,22 @@ def _call(worker: Callable[[Task], Result], task: Task) -> Result:
 
 
 def check_launcher(launcher: LauncherConfig) -> None:
-    """Raise ExperimentError if the launcher's library is not installed; before any work is done."""
+    """Raise BuildError if the launcher's library is not installed; before any work is done."""
     if launcher.name == RAY:
-        _import_ray()
-
-
-def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless the user wants it
-    try:
-        import ray
-    except ImportError as error:
-        raise ExperimentError("launcher=ray: Ray is not installed; pip install 'promptdash[ray]'") from error
-    return ray
+        import_ray()
 
 
 def _on_ray(
-    worker: Callable[[Task], Result], tasks: Sequence[Task], address: str | None, jobs: int
+    worker: Callable[[Task], Result], tasks: Sequence[Task], address: str, jobs: int
 ) -> Iterator[tuple[Task, Result | Lost]]:
-    ray = _import_ray()
-    mine = not ray.is_initialized()
-    if mine:
-        here: dict[str, Any] = {"num_cpus": jobs or None, "include_dashboard": False} if address is None else {}
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ExperimentError(f"launcher=ray: no cluster at {address or 'this machine'} ({reason})") from error
+    ray = import_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        initialize(ray, address)
     try:
         yield from _ray_tasks(ray, worker, tasks, jobs)
     finally:
-        if mine:
+        if ours:
             ray.shutdown()
 
 
@@ -165,8 +153,9 @@ def _ray_tasks(
 ) -> Iterator[tuple[Task, Result | Lost]]:
     remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(_call)
     shared = ray.put(worker)
-    waiting, running = deque(tasks), {}
-    most = 2 * (jobs or max(1, int(ray.cluster_resources().get("CPU", 1))))
+    waiting = deque(tasks)
+    running: dict[Any, Task] = {}
+    most = jobs or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     while waiting or running:
         while waiting and len(running) < most:
             task = waiting.popleft()

@@ -79,10 +79,10 @@ def connect(address: str, device: str) -> Iterator[Cluster]:
         BuildError: Ray is not installed, the cluster cannot be reached, is of another version, or has no place.
     """
     slot = _slot(device)
-    ray = _import_ray()
+    ray = import_ray()
     ours = not ray.is_initialized()
     if ours:
-        _initialize(ray, address)
+        initialize(ray, address)
     try:
         cluster = Cluster(ray, slot)
         if not cluster.places():
@@ -107,7 +107,8 @@ def _slot(device: str) -> Slot:
     return Slot(cpus=1, gpus=1)
 
 
-def _import_ray() -> ModuleType:
+def import_ray() -> ModuleType:
+    """Return Ray; BuildError if it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -117,7 +118,8 @@ def _import_ray() -> ModuleType:
     return ray
 
 
-def _initialize(ray: ModuleType, address: str) -> None:
+def initialize(ray: ModuleType, address: str) -> None:
+    """Connect this process to the cluster at `address`, as in `connect`; BuildError if that fails."""
     target = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
     if target not in (AUTO, LOCAL):
         _check_reachable(target)  # Ray itself would try for minutes, and then end this process
