@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abr.base import Decision, Ladder, Observation, Progress, check_fraction, check_positive
+from abr.errors import OptionError
+from abr.qoe import concave_quality, scaled_quality
 from abr.split import check_sizes, highest_in_time, rule_estimator, rule_sizes
 from abr.throughput import Estimator
 
+BOLA_UTILITIES = ("log", "quality", "log_quality")
 LOW_BUFFER = 0.2
 """Share of the cap below which only the lowest representation is taken: Puffer's 3 s of 15 s."""
 
@@ -32,16 +35,32 @@ class Bola:
     representations tie at `low_buffer` of the cap (as in Puffer): V (gp - a) = Q_low with a = b_0 u_1 / (b_1 - b_0),
     so V = (cap - segment - Q_low) / (u_M + a) and gp = Q_low / V + a. Then a small buffer is used over its whole range.
     Ties go to the lower representation, as in Sabre.
+
+    With measured quality for utility (-LPIPS, say, scaled to 0..1, or a concave map of it: `abr.qoe`), u_m is that of
+    the segment in question; V and gp follow from the means over the programme, less that of the lowest.
     """
 
     def __init__(
-        self, ladder: Ladder, *, buffer_capacity_s: float, gp: float | None = None, low_buffer: float = LOW_BUFFER
+        self,
+        ladder: Ladder,
+        *,
+        buffer_capacity_s: float,
+        gp: float | None = None,
+        low_buffer: float = LOW_BUFFER,
+        utility: str = "log",
     ) -> None:
-        """Args: gp: weight of not rebuffering, in units of utility, > 0; None: from `low_buffer`, a share < 1."""
+        """Args:
+        gp: weight of not rebuffering, in units of utility, > 0; None: from `low_buffer`, a share < 1.
+        utility: log (of the bitrate, the paper's), quality or log_quality.
+        """
         capacity_s = check_positive("buffer_capacity_s", buffer_capacity_s)
         check_fraction("low_buffer", low_buffer, most=math.nextafter(1.0, 0.0))
         self.ladder = ladder
-        self.utilities = np.log(ladder.bitrate_bps / ladder.bitrate_bps[0])  # [R], u_0 = 0
+        self._table = _utility_table(ladder, utility)
+        if self._table is None:
+            self.utilities = np.log(ladder.bitrate_bps / ladder.bitrate_bps[0])  # [R], u_0 = 0
+        else:
+            self.utilities = self._table.mean(axis=0)
         top_s = capacity_s - float(ladder.segment_duration_s.max())
         if top_s <= 0:  # a segment as long as the cap leaves no range to work in; half the cap keeps V positive
             top_s = capacity_s / 2
@@ -51,18 +70,25 @@ class Bola:
             self.v_s = top_s / (best + self.gp)
             return
         low_s = min(low_buffer * capacity_s, top_s / 2)
-        tie = _tie(ladder)
+        tie = _tie(ladder) if self._table is None else _tie_of(ladder, self.utilities)
         self.v_s = (top_s - low_s) / (best + tie)
         self.gp = low_s / self.v_s + tie
+
+    def utilities_of(self, segment: int) -> NDArray[np.float64]:
+        """Return the utilities [R] of a segment; of the bitrates, they are the same for all."""
+        return self.utilities if self._table is None else self._table[segment]
 
     def choose(self, observation: Observation) -> Decision:
         """See `abr.base.Abr`."""
         sizes = self.ladder.segment_bytes[observation.segment_index]  # [R]
-        levels_s = self.v_s * (self.utilities + self.gp)  # [R] buffer at which each score falls to zero
-        wait_s = max(observation.buffer_s - float(levels_s[-1]), 0.0)
+        utilities = self.utilities_of(observation.segment_index)
+        levels_s = self.v_s * (utilities + self.gp)  # [R] buffer at which each score falls to zero
+        top = int(np.argmax(levels_s))
+        wait_s = max(observation.buffer_s - float(levels_s[top]), 0.0)
         if wait_s > 0:
-            top = self.ladder.representations - 1
-            return Decision(top, wait_s, reason=f"buffer {observation.buffer_s:.2f} s above {levels_s[-1]:.2f} s: wait")
+            return Decision(
+                top, wait_s, reason=f"buffer {observation.buffer_s:.2f} s above {levels_s[top]:.2f} s: wait"
+            )
         scores = (levels_s - observation.buffer_s) / sizes
         choice = int(np.argmax(scores))  # the first, so the lowest, of equals
         return Decision(choice, reason=f"score {scores[choice] * 1e3:.4g} s/kB at buffer {observation.buffer_s:.2f} s")
@@ -190,6 +216,26 @@ def bola_o(
     return FiniteBola(
         ladder, rule, buffer_capacity_s=buffer_capacity_s, gp=gp, low_buffer=low_buffer, sizes=sizes, oscillates=False
     )
+
+
+def _utility_table(ladder: Ladder, utility: str) -> NDArray[np.float64] | None:
+    """Return the utilities [S, R] of measured quality, the mean of the lowest representation being 0; None: log."""
+    if utility not in BOLA_UTILITIES:
+        raise OptionError(f"unknown utility {utility!r}; known: {', '.join(BOLA_UTILITIES)}")
+    if utility == "log":
+        return None
+    table = scaled_quality(ladder) if utility == "quality" else concave_quality(ladder)
+    table = table - table[:, 0].mean()
+    if ladder.representations > 1 and table[:, -1].mean() <= 0:
+        raise OptionError(f"utility {utility}: no representation is measured better than the lowest")
+    return table
+
+
+def _tie_of(ladder: Ladder, utilities: NDArray[np.float64]) -> float:
+    """Return a = b_0 u_m / (b_m - b_0) of the lowest representation that is better than the first; 1 if none is."""
+    rates = ladder.bitrate_bps
+    better = np.flatnonzero((utilities > 0) & (rates > rates[0]))
+    return float(rates[0] * utilities[better[0]] / (rates[better[0]] - rates[0])) if len(better) else 1.0
 
 
 def _tie(ladder: Ladder) -> float:

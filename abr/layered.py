@@ -69,8 +69,9 @@ class LayeredBola(Bola):
         buffer_capacity_s: float,
         gp: float | None = None,
         low_buffer: float = LOW_BUFFER,
+        utility: str = "log",
     ) -> None:
-        super().__init__(ladder, buffer_capacity_s=buffer_capacity_s, gp=gp, low_buffer=low_buffer)
+        super().__init__(ladder, buffer_capacity_s=buffer_capacity_s, gp=gp, low_buffer=low_buffer, utility=utility)
         self.estimator = estimator
 
     def choose(self, observation: Observation) -> Decision:
@@ -80,28 +81,32 @@ class LayeredBola(Bola):
             return super().choose(observation)
         index, buffer_s = observation.segment_index, observation.buffer_s
         times_s = np.array([estimate.predict_transfer_s(int(size)) for size in self.ladder.segment_bytes[index]])
-        scores = (self.v_s * (self.utilities + self.gp) - buffer_s) / times_s  # [R], utility seconds per second
+        utilities = self.utilities_of(index)
+        scores = (self.v_s * (utilities + self.gp) - buffer_s) / times_s  # [R], utility seconds per second
         choice = int(np.argmax(scores))
         best = self._best_upgrade(observation, estimate)
         if best is not None and self._score(best) > scores[choice]:
             return best.decision(estimate, f"scores {self._score(best):.3g}, segment {index} {scores[choice]:.3g}")
         reason = f"score {scores[choice]:.3g} at buffer {buffer_s:.2f} s"
         # Nothing scores: media would come too early. The session asks `upgrade` next if it can still wait.
-        wait_s = max(buffer_s - float(self.v_s * (self.utilities[-1] + self.gp)), 0.0)
+        wait_s = max(buffer_s - float(self.v_s * (utilities.max() + self.gp)), 0.0)
         return Decision(choice, wait_s, estimate_bps=estimate.rate_bps, reason=reason)
 
     def upgrade(self, observation: Observation) -> Decision | None:
         """See `abr.base.Upgrading`: the link is free, so any gain is worth it; the largest per second goes first."""
         estimate = self.estimator.estimate(observation.samples, observation.now_s)
         best = None if estimate is None else self._best_upgrade(observation, estimate)
-        return None if best is None or estimate is None else best.decision(estimate, f"scores {self._score(best):.3g}")
+        if best is None or estimate is None or self._score(best) <= 0:
+            return None
+        return best.decision(estimate, f"scores {self._score(best):.3g}")
 
     def _best_upgrade(self, observation: Observation, estimate: RateEstimate) -> Upgrade | None:
         """Return the upgrade with the largest score; of equals the one that plays first."""
         return max(possible_upgrades(self.ladder, estimate, observation), key=self._score, default=None)
 
     def _score(self, upgrade: Upgrade) -> float:
-        gain = self.utilities[upgrade.representation] - self.utilities[upgrade.held.representation]
+        utilities = self.utilities_of(upgrade.held.segment)
+        gain = utilities[upgrade.representation] - utilities[upgrade.held.representation]
         return float(self.v_s * gain / upgrade.time_s)
 
 
@@ -182,11 +187,12 @@ def layered_bola(
     buffer_capacity_s: float,
     gp: float | None = None,
     low_buffer: float = LOW_BUFFER,
+    utility: str = "log",
     estimator: str = "slow_start",
 ) -> LayeredBola:
     """Build `layered_bola`."""
     rule = rule_estimator(estimator, ladder)
-    return LayeredBola(ladder, rule, buffer_capacity_s=buffer_capacity_s, gp=gp, low_buffer=low_buffer)
+    return LayeredBola(ladder, rule, buffer_capacity_s=buffer_capacity_s, gp=gp, low_buffer=low_buffer, utility=utility)
 
 
 def layered_mpc(

@@ -6,13 +6,12 @@ simulator). With predicted download times d, buffer Q and segment durations p, o
     rebuffering = max(0, d - Q),      Q <- min(max(0, Q - d) + p, cap).
 
 `mpc` trusts the prediction, `robustmpc` (Section 4.3 of the paper) divides the predicted throughput by 1 + the largest
-relative error of the last five predictions. `quality_mpc` plans measured quality instead of bitrate and knows how fast
-the device renders.
+relative error of the last five predictions. `quality_mpc` plans measured quality instead of bitrate and, where the
+ladder says what rendering costs, render modes too (`abr.render_mpc`).
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,13 +121,11 @@ class Mpc:
         buffer_capacity_s: float,
         horizon: int = HORIZON,
         errors: PredictionErrors | None = None,
-        render_cost: Sequence[float] | None = None,
         first: int = 0,
         ties: str = "first",
     ) -> None:
         """Args:
         errors: discount the prediction by these; None trusts it.
-        render_cost: [R] relative cost of rendering each representation; see `quality_mpc`. None: not constrained.
         first: representation of the first segment, before anything is measured (Pensieve's simulator: 1).
         ties: which of equally good plans wins: "first" (lowest first choice) or "last" (Pensieve's simulator).
         """
@@ -145,7 +142,6 @@ class Mpc:
         self.capacity_s = check_positive("buffer_capacity_s", buffer_capacity_s)
         self.horizon, self.errors, self.ties = horizon, errors, ties
         self.first = check_first(first, ladder)
-        self.render_cost = None if render_cost is None else _check_cost(render_cost, ladder)
 
     def believe(self, samples: Sequence[ThroughputSample], now_s: float) -> RateEstimate | None:
         """Take in what was measured, and return the belief; `choose` does so itself before each decision."""
@@ -164,7 +160,6 @@ class Mpc:
         discount = 1 + (self.errors.worst if self.errors is not None else 0.0)
         times_s = discount * transfer_times_s(belief, self.ladder.segment_bytes[steps])
         durations_s = self.ladder.segment_duration_s[steps]
-        times_s = self._with_rendering(times_s, durations_s, observation)
         plan = best_plan(
             self.qoe,
             steps,
@@ -189,21 +184,6 @@ class Mpc:
         ):
             choice, reason = higher, reason + "; rate not identified: one step up"
         return Decision(choice, estimate_bps=belief.rate_bps / discount, reason=reason)
-
-    def _with_rendering(
-        self, times_s: NDArray[np.float64], durations_s: NDArray[np.float64], observation: Observation
-    ) -> NDArray[np.float64]:
-        """Return the times [h, R] until segments can be shown: of two stages in a row the slower one sets the pace."""
-        speed, last = observation.render_speed, observation.last_representation
-        if self.render_cost is None or speed is None or last is None:
-            return times_s
-        speeds = speed * self.render_cost[last] / self.render_cost  # [R] media seconds per second
-        slow = speeds < 1
-        render_s = durations_s[:, None] / speeds
-        times_s = np.maximum(times_s, render_s)
-        if slow.all():  # nothing can be kept up with: take what is rendered fastest
-            slow = speeds < speeds.max()
-        return np.where(slow, np.inf, times_s)
 
 
 def transfer_times_s(belief: RateEstimate, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -258,14 +238,20 @@ def quality_mpc_controller(
     rebuffering: float | None = None,
     switching: float = 1.0,
     estimator: str = "slow_start",
-    render_cost: Sequence[float] | None = None,
 ) -> Mpc:
-    """Build `quality_mpc`: robustmpc on measured quality (0 worst, 1 best), under the device's render speed.
+    """Build `quality_mpc`: robustmpc on measured quality (0 worst, 1 best), and render modes if the ladder has any."""
+    if ladder.rendering is not None:
+        from abr.render_mpc import RenderMpc  # it is a kind of Mpc
 
-    The session measures how fast the last segment was rendered. `render_cost` says what each representation costs
-    beside the others ([R], e.g. its frame rate; all equal by default); one that would be rendered slower than it plays
-    is not sent, and where none is fast enough, only the fastest.
-    """
+        return RenderMpc(
+            ladder,
+            ladder.rendering,
+            create_estimator(estimator),
+            buffer_capacity_s=buffer_capacity_s,
+            horizon=horizon,
+            rebuffering=rebuffering,
+            switching=switching,
+        )
     return Mpc(
         ladder,
         create_qoe(ladder, "quality", rebuffering=rebuffering, switching=switching),
@@ -273,16 +259,4 @@ def quality_mpc_controller(
         buffer_capacity_s=buffer_capacity_s,
         horizon=horizon,
         errors=PredictionErrors(),
-        render_cost=render_cost if render_cost is not None else [1.0] * ladder.representations,
     )
-
-
-def _check_cost(render_cost: Sequence[float], ladder: Ladder) -> NDArray[np.float64]:
-    """Return `render_cost` as an array [R] of positive numbers, or raise OptionError."""
-    try:
-        cost = np.array([float(value) for value in render_cost])
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"render_cost must be a list of numbers, not {render_cost!r}") from error
-    if len(cost) != ladder.representations or not all(math.isfinite(value) and value > 0 for value in cost):
-        raise OptionError(f"render_cost must be {ladder.representations} positive numbers, not {list(render_cost)}")
-    return cost

@@ -8,6 +8,7 @@ Pensieve (Mao et al., SIGCOMM 2017), Section 5.1: over K segments with utilities
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from abr.base import Ladder, check_positive
 from abr.errors import OptionError
 
-UTILITIES = ("linear", "log", "hd", "quality")
+UTILITIES = ("linear", "log", "hd", "quality", "log_quality")
 _HD_SCORES = (1.0, 2.0, 3.0, 12.0, 15.0, 20.0)  # Pensieve's QoE_hd, one per representation of its ladder
 _HD_REBUFFERING = 8.0
 
@@ -42,7 +43,9 @@ def create_qoe(
 
     - linear: bitrate in Mbit/s; log: ln(bitrate / lowest); hd: Pensieve's scores for six representations.
     - quality: the measured quality of each segment, mapped linearly so that the worst of the lowest representation is 0
-      and the best segment is 1, whichever way the metric points (see `oriented_quality`).
+      and the best segment is 1, whichever way the metric points (see `oriented_quality`): for a distance such as LPIPS
+      it is -LPIPS.
+    - log_quality: ln(1 + (e - 1) quality), a concave map of that onto 0 to 1: gains at the bottom count more.
 
     Args:
         rebuffering: mu. None: the highest utility, which is the papers' rule (4.3 for 4.3 Mbit/s, 2.66 = ln(4300/300)
@@ -64,6 +67,8 @@ def create_qoe(
         table, unit = np.broadcast_to(np.array(_HD_SCORES), shape), 1.0
     elif utility == "quality":
         table, unit = scaled_quality(ladder), 1.0
+    elif utility == "log_quality":
+        table, unit = concave_quality(ladder), 1.0
     else:
         raise OptionError(f"unknown utility {utility!r}; known: {', '.join(UTILITIES)}")
     if not (np.isfinite(switching) and switching >= 0):
@@ -92,3 +97,8 @@ def scaled_quality(ladder: Ladder) -> NDArray[np.float64]:
     quality = oriented_quality(ladder)
     worst, best = float(quality[:, 0].min()), float(quality.max())
     return np.clip((quality - worst) / (best - worst), 0.0, 1.0) if best > worst else np.zeros_like(quality)
+
+
+def concave_quality(ladder: Ladder) -> NDArray[np.float64]:
+    """Return ln(1 + (e - 1) q) of `scaled_quality` [S, R], from 0 to 1."""
+    return np.log1p((math.e - 1) * scaled_quality(ladder))
