@@ -1,8 +1,9 @@
 """How fast fits get somewhere: `python -m experiments.fit_speed VIDEO --run fast:1 --run fast:30 --run paper:100`.
 
 Every run fits one segment at one rank by a preset cut at a number of steps, and tells how many frames the generator
-rendered meanwhile (evaluations, with or without gradient) beside what came out. `--nested 2,4,8` compares the lower
-ranks of one fit with fits made for each of them alone.
+rendered meanwhile (evaluations, with or without gradient) beside what came out. `--track 100` also tells so after every
+100 steps on the way, and `--until NAME=VALUE` ends a run there once a metric is that good. `--nested 2,4,8` compares
+the lower ranks of one fit with fits made for each of them alone.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.fit_speed", description=__doc__.split("\n")[0])
     parser.add_argument("video", type=Path)
     parser.add_argument("--run", dest="runs", action="append", default=[], help="PRESET:STEPS, such as paper:100")
+    parser.add_argument("--track", type=int, metavar="STEPS", help="also measure after every so many steps of a run")
+    parser.add_argument("--until", metavar="NAME=VALUE", help="with --track: stop a run where a metric is as good")
     parser.add_argument("--rank", type=int, default=8, help="of the runs")
     parser.add_argument("--nested", default="", help="lower ranks to compare with fits of their own: 2,4,8")
     parser.add_argument("--top-rank", type=int, default=16, help="of the fit that holds the lower ranks")
@@ -54,13 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     from player.errors import PlayerError
 
     try:
-        rows = []
-        for row in study(arguments):
+        rows: list[dict[str, Any]] = []
+
+        def report(row: dict[str, Any]) -> None:
             numbers = (
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
             )
             print("  ".join(numbers), flush=True)
             rows.append(row)
+
+        study(arguments, report)
     except (PackagerError, PlayerError, ValueError) as error:
         sys.stderr.write(f"fit_speed: {error}\n")
         return 1
@@ -70,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def study(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield a row for every run, then two for every nested rank: of the prefix, and of a fit of its own."""
+def study(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> None:
+    """Report a row for every run, then two for every nested rank: of the prefix, and of a fit of its own."""
     from experiments.fit_study import read_segment_frames
     from packager.encoder import load_encoder
     from packager.fit import FAST
@@ -82,29 +88,59 @@ def study(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     nested = [int(rank) for rank in arguments.nested.split(",") if rank]
     if not configs and not nested:
         raise ValueError("nothing to do: expected --run or --nested")
+    if arguments.until and not arguments.track:
+        raise ValueError(f"--until {arguments.until}: expected --track STEPS beside it")
     if nested and max(nested) >= arguments.top_rank:
         raise ValueError(f"--nested {arguments.nested}: expected ranks below --top-rank {arguments.top_rank}")
     generator = load_generator(arguments.generator, device=arguments.device)
     encoder = load_encoder(generator)
     frames = read_segment_frames(arguments.video, arguments.segment, arguments.segment_s, generator.native_size)
     metrics = load_metrics(device=arguments.device, frame_size=generator.native_size)
-
-    def fit(config: FitConfig, ranks: Sequence[int]) -> tuple[Segment, dict[str, Any]]:
-        return _timed_fit(frames, generator, encoder, config, ranks)
+    goal = parse_goal(arguments.until, metrics) if arguments.until else None
 
     def scores(segment: Segment, top_rank: int) -> dict[str, float]:
         return _scores(frames, segment, top_rank, generator, metrics)
 
+    def fit(config: FitConfig, ranks: Sequence[int], seen: _Seen | None = None) -> tuple[Segment, dict[str, Any]]:
+        return _metered_fit(frames, generator, encoder, config, ranks, seen)
+
+    def track(text: str) -> _Seen:
+        def seen(step: int, segment: Callable[[], Segment], meter: _Meter) -> bool:
+            if not arguments.track or step % arguments.track:
+                return False
+            cost = meter.cost()
+            with meter.paused():
+                found = scores(segment(), arguments.rank)
+            report({"run": text, "step": step, "rank": arguments.rank, **cost, **found})
+            return goal is not None and goal(found)
+
+        return seen
+
     for text, config in configs:
-        segment, cost = fit(config, [arguments.rank])
-        yield {"run": text, "rank": arguments.rank, **cost, **scores(segment, arguments.rank)}
+        segment, cost = fit(config, [arguments.rank], track(text))
+        report({"run": text, "rank": arguments.rank, **cost, **scores(segment, arguments.rank)})
     if nested:
         whole, cost = fit(FAST, [*nested, arguments.top_rank])
         for rank in nested:
             prefix = scores(whole.truncate(rank), arguments.top_rank)
-            yield {"run": f"prefix of rank {arguments.top_rank}", "rank": rank, **cost, **prefix}
+            report({"run": f"prefix of rank {arguments.top_rank}", "rank": rank, **cost, **prefix})
             alone, cost_alone = fit(FAST, [rank])
-            yield {"run": "alone", "rank": rank, **cost_alone, **scores(alone, rank)}
+            report({"run": "alone", "rank": rank, **cost_alone, **scores(alone, rank)})
+
+
+def parse_goal(text: str, metrics: Sequence[Metric]) -> Callable[[Mapping[str, float]], bool]:
+    """Return whether scores are as good as NAME=VALUE asks for."""
+    name, _, value = text.partition("=")
+    metric = next((metric for metric in metrics if metric.name == name), None)
+    try:
+        wanted = float(value)
+    except ValueError:
+        metric = None
+    if metric is None:
+        known = ", ".join(metric.name for metric in metrics)
+        raise ValueError(f"--until {text}: expected NAME=VALUE with a name of {known}")
+    sign = 1 if metric.higher_is_better else -1
+    return lambda scores: sign * scores[name] >= sign * wanted
 
 
 def parse_run(text: str) -> FitConfig:
@@ -128,21 +164,60 @@ def counted_frames(generator: Generator) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _timed_fit(
-    frames: np.ndarray, generator: Generator, encoder: PromptEncoder | None, config: FitConfig, ranks: Sequence[int]
+class _Meter:
+    """What a fit has cost so far, but for what happened while the meter was paused."""
+
+    def __init__(self, batches: list[int]) -> None:
+        self._batches = batches
+        self._seconds, self._processor = time.perf_counter(), time.process_time()
+
+    def cost(self) -> dict[str, Any]:
+        return {
+            "evaluations": sum(self._batches),
+            "seconds": time.perf_counter() - self._seconds,
+            "processor_s": time.process_time() - self._processor,
+        }
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        count, seconds, processor = len(self._batches), time.perf_counter(), time.process_time()
+        yield
+        del self._batches[count:]
+        self._seconds += time.perf_counter() - seconds
+        self._processor += time.process_time() - processor
+
+
+_Seen = Callable[[int, "Callable[[], Segment]", _Meter], bool]
+"""Called after each step with the segment as it is; returns whether the fit has got far enough."""
+
+
+class _FarEnoughError(Exception):
+    """Ends a fit from within."""
+
+
+def _metered_fit(
+    frames: np.ndarray,
+    generator: Generator,
+    encoder: PromptEncoder | None,
+    config: FitConfig,
+    ranks: Sequence[int],
+    seen: _Seen | None,
 ) -> tuple[Segment, dict[str, Any]]:
     from packager.fit import fit_segment
     from player.decoder import from_pixels
 
-    began, processor = time.perf_counter(), time.process_time()
+    last: list[Segment] = []
     with counted_frames(generator) as batches:
-        segment = fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks)
-    cost = {
-        "evaluations": sum(batches),
-        "seconds": time.perf_counter() - began,
-        "processor_s": time.process_time() - processor,
-    }
-    return segment, cost
+        meter = _Meter(batches)
+
+        def observe(step: int, segment: Callable[[], Segment]) -> None:
+            if seen is not None and seen(step, segment, meter):
+                last.append(segment())
+                raise _FarEnoughError
+
+        with suppress(_FarEnoughError):
+            last.append(fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks, observe=observe))
+        return last[0], meter.cost()
 
 
 def _scores(

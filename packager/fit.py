@@ -265,6 +265,7 @@ def fit_segment(
     *,
     ranks: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
+    observe: Callable[[int, Callable[[], Segment]], None] | None = None,
 ) -> Segment:
     """Fit the key prompts of one segment at all ranks together.
 
@@ -275,6 +276,7 @@ def fit_segment(
         config: schedule, steps and weights.
         ranks: the ladder; the largest is the rank of the returned segment, smaller ones are its prefixes.
         progress: called as progress(step, most steps) after each step.
+        observe: called as observe(step, segment) after each step, where segment() is what the fit has come to.
 
     Returns:
         The segment at the largest rank; `truncate` gives the others.
@@ -298,7 +300,14 @@ def fit_segment(
     fit = _Fit(nn.Parameter(u / generator.step_scale[:rank]), nn.Parameter(v), motion, offsets, config, generator)
     start = [p.detach().clone() for p in fit.parameters()]
     before = _objective(fit, frames, rank)
-    _descend(fit, frames, sorted(set(ranks)), progress)
+
+    def told(step: int) -> None:
+        if progress is not None:
+            progress(step, config.iterations)
+        if observe is not None:
+            observe(step, lambda: _to_segment(fit, offsets, len(frames)))
+
+    _descend(fit, frames, sorted(set(ranks)), told)
     after = _objective(fit, frames, rank)
     log.info("fitted %d frames, %d key prompts: objective %.4f -> %.4f", len(frames), len(offsets), before, after)
     if not after <= before:  # a schedule that diverged must not cost what the encoder already had
@@ -323,8 +332,8 @@ def _start(
     return u.to(generator.device), v.to(generator.device)
 
 
-def _descend(fit: _Fit, frames: Tensor, ranks: list[int], progress: Callable[[int, int], None] | None) -> None:
-    """Run Adam under the schedule until it is through or the schedule ends it."""
+def _descend(fit: _Fit, frames: Tensor, ranks: list[int], told: Callable[[int], None]) -> None:
+    """Run Adam under the schedule until it is through or the schedule ends it; told(step) follows each step."""
     config = fit.config
     rng = np.random.default_rng(config.seed)
     groups: list[dict[str, Any]] = [{"params": [fit.u, fit.v]}]
@@ -354,8 +363,7 @@ def _descend(fit: _Fit, frames: Tensor, ranks: list[int], progress: Callable[[in
             since = 0
             for group in optimizer.param_groups:
                 group["lr"] /= 2
-        if progress is not None:
-            progress(step + 1, config.iterations)
+        told(step + 1)
         if config.schedule == "plateau" and optimizer.param_groups[0]["lr"] < config.min_learning_rate:
             break
 

@@ -39,12 +39,31 @@ def test_more_steps_cost_more_evaluations_and_nested_ranks_come_in_pairs(video, 
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
+def test_a_run_is_measured_on_its_way_and_ends_where_a_metric_is_good_enough(video, tiny_folder, tmp_path):
+    out = tmp_path / "rows.json"
+    arguments = [str(video), "--generator", str(tiny_folder), "--device", "cpu", "--rank", "2", "--json", str(out)]
+    assert fit_speed.main([*arguments, "--run", "paper:4", "--track", "2"]) == 0
+    early, late, end = json.loads(out.read_text())["rows"]
+    assert (early["step"], late["step"]) == (2, 4)
+    frames_a_step = 8
+    assert late["evaluations"] - early["evaluations"] == 2 * frames_a_step  # what was measured is not counted
+    assert end["evaluations"] == late["evaluations"] + frames_a_step  # the last loss
+    assert end["paper_loss"] == late["paper_loss"]
+    reached = f"psnr_db={early['psnr_db']}"
+    assert fit_speed.main([*arguments, "--run", "paper:4", "--track", "2", "--until", reached]) == 0
+    first, stopped = json.loads(out.read_text())["rows"]
+    assert stopped["evaluations"] == first["evaluations"] == early["evaluations"]
+    assert stopped["psnr_db"] == early["psnr_db"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "nothing to do"),
         (["--run", "paper"], "--run paper: expected PRESET:STEPS"),
         (["--run", "best:3"], "preset 'best' is not known"),
+        (["--run", "fast:1", "--until", "psnr_db=30"], "expected --track STEPS beside it"),
+        (["--run", "fast:1", "--track", "1", "--until", "beauty=1"], "--until beauty=1: expected NAME=VALUE with a na"),
         (["--nested", "2,16"], "expected ranks below --top-rank 16"),
     ],
 )
