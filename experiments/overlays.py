@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.errors import RunFolderError
-from experiments.paper import CODEC_COLORS, COLUMN_IN, PAGE_IN, SERIES_COLORS, add_caption, paper_style, shared_legend
+from experiments.paper import ACM, CODEC_COLORS, SERIES_COLORS, Paper, paper_style, shared_legend
 from experiments.results import CodecResult, RunResult
 from experiments.series import (
     METRICS,
@@ -48,13 +48,13 @@ def _required_metric(series: Sequence[Series]) -> str:
     return metric
 
 
-def rebuffering_against_quality(runs: Sequence[RunResult]) -> Figure:
+def rebuffering_against_quality(runs: Sequence[RunResult], paper: Paper = ACM) -> Figure:
     """Draw each session as one point: share of time spent rebuffering against mean quality."""
     series = series_of(runs)
     metric = _required_metric(series)
     with paper_style():
         legend_rows = (len(series) + 1) // 2 if len(series) <= 4 else len(series)
-        figure, axis = plt.subplots(figsize=(COLUMN_IN, 2.3 + 0.16 * legend_rows), layout="constrained")
+        figure, axis = plt.subplots(figsize=(paper.width_in(1), 2.3 + 0.16 * legend_rows), layout="constrained")
         for index, one in enumerate(series):
             style = _series_style(series, index)
             ratio = 100 * float(one.result.summary["rebuffering_ratio"])
@@ -72,11 +72,11 @@ def rebuffering_against_quality(runs: Sequence[RunResult]) -> Figure:
         better = "up" if METRICS[metric].higher_is_better else "down"
         axis.set_title(f"better: {better} and to the left", loc="left", fontsize=6.5, color="0.3")
         figure.legend(loc="outside upper center", ncols=2 if len(series) <= 4 else 1)
-        add_caption(figure, common_header(runs), COLUMN_IN)
+        paper.caption(figure, common_header(runs))
     return figure
 
 
-def distributions(runs: Sequence[RunResult]) -> Figure:
+def distributions(runs: Sequence[RunResult], paper: Paper = ACM) -> Figure:
     """Draw cumulative distributions: quality per frame, bitrate per segment, buffer at each request."""
     series = series_of(runs)
     metric = headline_metric([one.result for one in series])
@@ -90,7 +90,13 @@ def distributions(runs: Sequence[RunResult]) -> Figure:
         shares.insert(0, "Share of frames")
     with paper_style():
         height_in = 2.3 + 0.05 * len(series)  # room for the legend
-        figure, axes = plt.subplots(1, len(panels), figsize=(PAGE_IN, height_in), layout="constrained")
+        width_in = paper.width_in(2)
+        across = len(panels) if width_in > 5 else 1
+        figure, grid = plt.subplots(
+            len(panels) // across, across, squeeze=False, layout="constrained",
+            figsize=(width_in, height_in * (1 if across > 1 else 0.75 * len(panels))),
+        )  # fmt: skip
+        axes = grid.ravel()
         for axis, share, (label, values_of) in zip(axes, shares, panels, strict=True):
             for index, one in enumerate(series):
                 values = np.sort(values_of(one.result))
@@ -102,8 +108,8 @@ def distributions(runs: Sequence[RunResult]) -> Figure:
         axes[-2].set_xlim(left=0)
         if metric:
             _cut_tail(axes[0], [one.result.frames[metric].dropna().to_numpy() for one in series], metric)
-        shared_legend(figure, axes[None, :])
-        add_caption(figure, common_header(runs), PAGE_IN)
+        shared_legend(figure, grid)
+        paper.caption(figure, common_header(runs))
     return figure
 
 
@@ -117,13 +123,13 @@ def _cut_tail(axis: Any, samples: Sequence[np.ndarray], metric: str) -> None:
         axis.set_xlim(right=max(tails))
 
 
-def severe_distortion(runs: Sequence[RunResult]) -> Figure:
+def severe_distortion(runs: Sequence[RunResult], paper: Paper = ACM) -> Figure:
     """Draw the share of severely distorted frames of each session as bars; the axis states the threshold."""
     series = series_of(runs)
     metric, threshold = common_severity(series)
     shares = [100 * float(one.result.summary["severe_share"]) for one in series]
     with paper_style():
-        figure, axis = plt.subplots(figsize=(COLUMN_IN, 1.0 + 0.28 * len(series)), layout="constrained")
+        figure, axis = plt.subplots(figsize=(paper.width_in(1), 1.0 + 0.28 * len(series)), layout="constrained")
         for index, share in enumerate(shares):
             hatched = _second_codec(series, index)
             axis.barh(
@@ -138,5 +144,5 @@ def severe_distortion(runs: Sequence[RunResult]) -> Figure:
         axis.set_xlim(0, max(1.0, 1.18 * max(shares)))
         axis.grid(visible=False, axis="y")
         axis.set_xlabel(f"Severely distorted frames [%]\n({severity_rule(metric, threshold)})")
-        add_caption(figure, common_header(runs), COLUMN_IN)
+        paper.caption(figure, common_header(runs))
     return figure

@@ -12,24 +12,34 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from experiments.contact_sheet import Picture, SheetRow, contact_sheet
-from experiments.paper import CODEC_COLORS, COLUMN_IN, PAGE_IN, add_caption, paper_style, shared_legend
+from experiments.paper import (
+    ACM,
+    CODEC_COLORS,
+    CODEC_LINES,
+    CODEC_MARKERS,
+    PAGE_IN,
+    Paper,
+    add_caption,
+    paper_style,
+    shared_legend,
+)
 from experiments.rd_measure import ORIGINAL
 from experiments.rd_study import MEAN, Study, nearest_point
 from experiments.series import CODEC_TITLES, HEADLINE_METRICS, METRICS, severity_rule
 from player.quality import SEVERE_DISTORTION
 
-_MARKERS = {"prompt": "o", "h265": "s", "av1": "^", "h264": "D", "vp9": "v", "vae": "P"}
 _MOST_PERCENT = 1000
 _TICKS_KBPS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
-def curves(study: Study, points: pd.DataFrame, conditions: str) -> Figure:
+def curves(study: Study, points: pd.DataFrame, conditions: str, paper: Paper = ACM) -> Figure:
     """Draw bitrate against every metric, a panel each, all codecs in each."""
-    columns = min(len(study.metrics), 4)
+    width_in = paper.width_in(2)
+    columns = min(len(study.metrics), 4 if width_in > 5 else 2)
     rows = -(-len(study.metrics) // columns)
     with paper_style():
         figure, axes = plt.subplots(
-            rows, columns, squeeze=False, layout="constrained", figsize=(PAGE_IN, 1.85 * rows + 0.55)
+            rows, columns, squeeze=False, layout="constrained", figsize=(width_in, 1.85 * rows + 0.55)
         )
         for metric, axis in zip(study.metrics, axes.ravel(), strict=False):
             _draw_codecs(axis, study, points, metric)
@@ -37,25 +47,25 @@ def curves(study: Study, points: pd.DataFrame, conditions: str) -> Figure:
         for axis in axes.ravel()[len(study.metrics) :]:
             axis.set_visible(False)
         shared_legend(figure, axes)
-        add_caption(figure, conditions, PAGE_IN)
+        paper.caption(figure, conditions)
     return figure
 
 
-def severe_distortion(study: Study, points: pd.DataFrame, conditions: str) -> Figure | None:
+def severe_distortion(study: Study, points: pd.DataFrame, conditions: str, paper: Paper = ACM) -> Figure | None:
     """Draw the share of severely distorted frames against the bitrate; None where no metric has a threshold."""
     metrics = [metric for metric in study.metrics if f"severe_{metric}" in points]
     if not metrics:
         return None
-    width = COLUMN_IN if len(metrics) == 1 else PAGE_IN
+    width_in = paper.width_in(1 if len(metrics) == 1 else 2)
     with paper_style():
-        figure, axes = plt.subplots(1, len(metrics), squeeze=False, layout="constrained", figsize=(width, 2.4))
+        figure, axes = plt.subplots(1, len(metrics), squeeze=False, layout="constrained", figsize=(width_in, 2.4))
         for metric, axis in zip(metrics, axes[0], strict=True):
             _draw_codecs(axis, study, points.assign(share=100 * points[f"severe_{metric}"]), "share")
             axis.set_title(severity_rule(metric, SEVERE_DISTORTION[metric].threshold), loc="left")
             axis.set_ylim(-3, 103)
         axes[0][0].set_ylabel("Severely distorted frames [%]")
         shared_legend(figure, axes)
-        add_caption(figure, conditions, width)
+        paper.caption(figure, conditions)
     return figure
 
 
@@ -113,8 +123,8 @@ def _draw_codecs(axis: Any, study: Study, points: pd.DataFrame, column: str) -> 
     for codec in study.codecs:
         own = points[points["codec"] == codec].sort_values("bitrate_bps")
         axis.plot(
-            own["bitrate_bps"] / 1e3, own[column], color=CODEC_COLORS[codec], marker=_MARKERS[codec], markersize=3.5,
-            label=CODEC_TITLES[codec],
+            own["bitrate_bps"] / 1e3, own[column], color=CODEC_COLORS[codec], linestyle=CODEC_LINES[codec],
+            marker=CODEC_MARKERS[codec], markersize=3.5, label=CODEC_TITLES[codec],
         )  # fmt: skip
     axis.set_xscale("log")
     low, high = points["bitrate_bps"].min() / 1e3, points["bitrate_bps"].max() / 1e3
@@ -132,7 +142,7 @@ def _better(metric: str) -> str:
 def _draw_deltas(axis: Any, rows: pd.DataFrame, clips: Sequence[str], codec: str) -> None:
     """Draw one codec's delta rates, a mark for each clip; hollow at an edge where curves do not overlap."""
     heights = {clip: index for index, clip in enumerate(clips)}
-    style = {"color": CODEC_COLORS[codec], "marker": _MARKERS[codec], "linestyle": "", "clip_on": False}
+    style = {"color": CODEC_COLORS[codec], "marker": CODEC_MARKERS[codec], "linestyle": "", "clip_on": False}
     known = rows.dropna(subset=["bd_rate"])
     percent = np.clip(100 * known["bd_rate"].astype(float), -100, _MOST_PERCENT)
     lines = axis.plot(percent, known["clip"].map(heights), markersize=4, label=CODEC_TITLES[codec], **style)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.paper import CODEC_COLORS, COLUMN_IN, PAGE_IN, add_caption, paper_style, shared_legend
+from experiments.paper import ACM, CODEC_COLORS, Paper, paper_style, shared_legend
 from experiments.results import CodecResult, RunResult
 from experiments.series import CODEC_TITLES, METRICS, header_line, headline_metric
 from player.codecs import ordered
@@ -18,15 +18,15 @@ _ESTIMATE_COLOR = "#000000"
 _REBUFFERING_COLOR = "#CC79A7"
 
 
-def timeline(run: RunResult) -> Figure:
+def timeline(run: RunResult, paper: Paper = ACM) -> Figure:
     """Draw rate, buffer and quality over time, one column per codec."""
     results = [run.codecs[codec] for codec in ordered(run.codecs)]
     metric = headline_metric(results)
     rows = 3 if metric else 2
-    width = COLUMN_IN if len(results) == 1 else PAGE_IN
+    width_in = paper.width_in(min(len(results), 2))
     with paper_style():
         figure, axes = plt.subplots(
-            rows, len(results), figsize=(width, 1.35 * rows + 0.8), sharex=True, sharey="row", squeeze=False,
+            rows, len(results), figsize=(width_in, 1.35 * rows + 0.8), sharex=True, sharey="row", squeeze=False,
             layout="constrained",
         )  # fmt: skip
         for column, result in zip(axes.T, results, strict=True):
@@ -48,7 +48,7 @@ def timeline(run: RunResult) -> Figure:
         if metric:
             _quality_limits(axes[2, 0], results, metric)
         shared_legend(figure, axes)
-        add_caption(figure, header_line(run.conditions), width)
+        paper.caption(figure, header_line(run.conditions))
     return figure
 
 

@@ -23,7 +23,7 @@ OUTPUTS = [
     *(f"{codec}/{name}" for codec in ("prompt", "h265") for name in ("summary.json", "render.json", "session.mp4")),
     *(
         f"figures/{name}.{suffix}"
-        for name in ("timeline", "rebuffering_vs_quality", "cdf", "severe_distortion", "contact_sheet")
+        for name in ("timeline", "stall_quality", "cdf", "severe", "contact_sheet")
         for suffix in ("pdf", "png")
     ),
 ]  # fmt: skip
