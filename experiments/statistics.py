@@ -20,7 +20,9 @@ from experiments.errors import ExperimentError
 DRAWS = 10_000
 LEVEL = 0.95
 LINK = ("trace", "share", "offset_s")
-"""What two sessions must have in common to be a pair."""
+"""What two sessions must have in common to be a pair, on any data set."""
+CONDITIONS = ("video", "seed", "session_s", "buffer_s", "delay_ms", "loss", "link_model")
+"""What they must have in common besides, where the data set has it, as any column with a dot: that is a swept key."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Comparison:
     """Share of pairs in which a has the higher value; ties count half."""
     overlap: bool
     """Whether the intervals of the two schemes by themselves overlap: which is ahead then rests on the pairing."""
+    links: int = 0
+    """Links (trace, share, offset) among the pairs; with several videos a link makes several pairs."""
 
     @property
     def is_clear(self) -> bool:
@@ -74,29 +78,78 @@ def draw_means(table: pd.DataFrame, columns: Sequence[str], *, seed: int = 0, dr
     return np.stack([_means(group, seed, draws) for group in groups], axis=1)
 
 
-def compare(a: pd.DataFrame, b: pd.DataFrame, column: str, *, seed: int = 0, draws: int = DRAWS) -> Comparison:
-    """Compare two schemes, each given by its sessions, in a column.
+def conditions(table: pd.DataFrame) -> list[str]:
+    """Return the columns in which two sessions must be equal to be a pair, codec and controller left aside."""
+    return [*LINK, *(name for name in table if name in CONDITIONS or "." in name)]
+
+
+def pair(a: pd.DataFrame, b: pd.DataFrame, columns: Sequence[str], *, on: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return one row for each pair of sessions under equal conditions: `on`, and every column as NAME_a and NAME_b.
+
+    Args:
+        on: columns that must be equal; None: `conditions` of both tables.
 
     Raises:
-        ExperimentError: they have no link in common, or a scheme has several sessions over one.
+        ExperimentError: they have no session in common, or a scheme has several sessions under equal conditions.
     """
-    sides = [one[[*LINK, column]].dropna() for one in (a, b)]
-    if any(side.duplicated(list(LINK)).any() for side in sides):
-        raise ExperimentError(f"comparison by {column}: a scheme has several sessions over one link; select one")
-    pairs = sides[0].merge(sides[1], on=list(LINK), suffixes=("_a", "_b"))
+    keys = [name for name in conditions(a) if name in b] if on is None else list(on)
+    sides = [one[[*keys, *columns]].dropna(subset=list(columns)) for one in (a, b)]
+    what = f"comparison by {', '.join(columns)}"
+    if any(side.duplicated(keys).any() for side in sides):
+        raise ExperimentError(f"{what}: a scheme has several sessions over one link; select one")
+    renamed = [
+        side.rename(columns={name: f"{name}_{mark}" for name in columns})
+        for side, mark in zip(sides, "ab", strict=True)
+    ]
+    pairs = renamed[0].merge(renamed[1], on=keys)
     if pairs.empty:
-        raise ExperimentError(f"comparison by {column}: the schemes have no trace and offset in common")
+        raise ExperimentError(f"{what}: the schemes have no trace and offset in common")
+    return pairs
+
+
+def compare(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    column: str,
+    *,
+    on: Sequence[str] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Comparison:
+    """Compare two schemes, each given by its sessions, in a column; pairs and errors are those of `pair`."""
+    pairs = pair(a, b, [column], on=on)
     pairs["difference"] = pairs[f"{column}_a"] - pairs[f"{column}_b"]
     by_trace = pairs.groupby("trace")["difference"].mean()
     spread = float(by_trace.std(ddof=1)) if len(by_trace) > 1 else math.nan
     sign = np.sign(pairs["difference"])
-    alone = [interval(side, column, seed=seed, draws=draws) for side in sides]
+    alone = [interval(side, column, seed=seed, draws=draws) for side in (a, b)]
     return Comparison(
         difference=interval(pairs, "difference", seed=seed, draws=draws),
         effect_size=float(by_trace.mean()) / spread if spread > 0 else math.nan,
         higher_share=float(((sign + 1) / 2).mean()),
         overlap=alone[0].overlaps(alone[1]),
+        links=len(pairs.drop_duplicates([*LINK])),
     )
+
+
+def reduction(pairs: pd.DataFrame, column: str, *, seed: int = 0, draws: int = DRAWS) -> Interval:
+    """Return 1 - mean of COLUMN_a / mean of COLUMN_b over pairs, with its interval by trace.
+
+    NaN where b's mean is zero: nothing is left to reduce. Drawings in which b's mean is zero are left out of the
+    interval.
+    """
+    rows = pairs[["trace", f"{column}_a", f"{column}_b"]].dropna()
+    if rows.empty:
+        return Interval(math.nan, math.nan, math.nan, 0, 0)
+    sums = rows.groupby("trace", sort=True)[[f"{column}_a", f"{column}_b"]].sum().to_numpy(np.float64)
+    chosen = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    totals = sums[chosen].sum(axis=1)
+    whole = sums.sum(axis=0)
+    if whole[1] <= 0:
+        return Interval(math.nan, math.nan, math.nan, len(rows), len(sums))
+    values = 1 - totals[totals[:, 1] > 0, 0] / totals[totals[:, 1] > 0, 1]
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(1 - whole[0] / whole[1]), float(low), float(high), len(rows), len(sums))
 
 
 def _means(groups: NDArray[np.float64], seed: int, draws: int) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
-"""``python -m experiments.sweep_report DATASET``: a study's tables and figures, with intervals.
+"""``python -m experiments.sweep_report DATASET``: a study's tables, with intervals, and its figures.
 
 Prints, for each codec, a table of all controllers, one of their QoE by trace family, and each controller compared with
-`--against` on equal links. Figures go to DATASET/figures as PDF and PNG.
+`--against` under equal conditions; with several codecs, prompts against the others beside the published numbers.
+Figures go to DATASET/figures as PDF and PNG. A page of all this: experiments.report.
 """
 
 from __future__ import annotations
@@ -17,100 +18,109 @@ from experiments.errors import ExperimentError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from experiments.text_tables import Table
+
 QOE = "qoe_quality"
 ORACLES = {"qoe_lin": "oracle", "qoe_quality": "oracle:utility=quality"}
 """QoE column -> the controller that plans it knowing the future."""
 OTHERS = (
     ("rebuffering_ratio", "stalled %", 100.0, 2),
+    ("startup_delay_s", "startup s", 1.0, 2),
     ("switches", "switches", 1.0, 1),
     ("media_bps", "kbit/s", 1e-3, 1),
     ("severe_share", "severe %", 100.0, 1),
 )
 
 
-def controller_table(table: pd.DataFrame, qoe: str = QOE) -> str:
-    """Return a Markdown table of one codec's controllers, best QoE first: means over sessions, QoE's interval."""
+def controller_table(table: pd.DataFrame, qoe: str = QOE) -> Table:
+    """Return a table of one codec's controllers, best QoE first: means over sessions, QoE's interval."""
+    from experiments.schemes import metrics_of
     from experiments.series import METRICS
     from experiments.statistics import compare, interval
+    from experiments.text_tables import Table, number, span
 
-    metrics = [name for name in METRICS if name in table and table[name].notna().any()]
+    metrics = metrics_of(table)
     oracle = table[table["abr"] == ORACLES[qoe]]
-    titles = [f"`{qoe}`", "95 % interval", "to oracle", *(METRICS[name].title for name in metrics)]
-    lines = _head(["controller", *titles, *(title for _, title, _, _ in OTHERS), "sessions"])
+    titles = [qoe, "95 % interval", "to oracle", *(METRICS[name].title for name in metrics)]
+    result = Table(["controller", *titles, *(title for _, title, _, _ in OTHERS), "sessions"])
     found = {name: interval(rows, qoe) for name, rows in table.groupby("abr")}
     for name in sorted(found, key=lambda one: -found[one].mean):
         rows, one = table[table["abr"] == name], found[name]
         gap = f"{compare(oracle, rows, qoe).difference.mean:.3f}" if len(oracle) else "-"
-        cells = [f"`{name}`", f"{one.mean:.3f}", f"{one.low:.3f} to {one.high:.3f}", gap]
-        cells += [f"{rows[metric].mean():.{METRICS[metric].digits}f}" for metric in metrics]
-        cells += [f"{scale * rows[column].mean():.{digits}f}" for column, _, scale, digits in OTHERS]
-        lines.append(_row([*cells, str(one.sessions)]))
-    return "\n".join(lines)
+        cells = [f"`{name}`", number(one.mean), span(one), gap]
+        cells += [number(rows[metric].mean(), METRICS[metric].digits) for metric in metrics]
+        cells += [number(rows[column].mean(), digits, scale=scale) for column, _, scale, digits in OTHERS]
+        result.rows.append([*cells, str(one.sessions)])
+    return result
 
 
-def family_table(table: pd.DataFrame, column: str = QOE) -> str:
-    """Return a Markdown table of a column's mean for each controller and trace family, and the number of traces."""
+def family_table(table: pd.DataFrame, column: str = QOE) -> Table:
+    """Return a table of a column's mean for each controller and trace family, and the number of traces."""
+    from experiments.text_tables import Table, number
+
     means = table.pivot_table(index="abr", columns="family", values=column, aggfunc="mean")
     traces = table.groupby("family")["trace"].nunique()
-    lines = _head(["controller", *(f"{family} ({traces[family]})" for family in means.columns)])
+    result = Table(["controller", *(f"{family} ({traces[family]})" for family in means.columns)])
     for name in means.mean(axis=1).sort_values(ascending=False).index:
-        lines.append(_row([f"`{name}`", *(f"{value:.3f}" for value in means.loc[name])]))
-    return "\n".join(lines)
+        result.rows.append([f"`{name}`", *(number(value) for value in means.loc[name])])
+    return result
 
 
-def comparison_table(table: pd.DataFrame, against: str, column: str = QOE) -> str:
-    """Return a Markdown table of every controller against `against` on equal links; UsageError if that is absent."""
+def comparison_table(table: pd.DataFrame, against: str, column: str = QOE) -> Table:
+    """Return a table of every controller against `against` under equal conditions; UsageError if that is absent."""
     from experiments.statistics import compare
+    from experiments.text_tables import Table, number, span
 
     base = table[table["abr"] == against]
     if base.empty:
         raise UsageError(f"--against {against}: not in the study, which has {', '.join(sorted(set(table['abr'])))}")
-    lines = _head(["controller", f"minus `{against}`", "95 % interval", "effect d", "ahead %", "pairs", ""])
+    result = Table(["controller", f"minus `{against}`", "95 % interval", "effect d", "ahead %", "pairs", ""])
     for name in sorted(set(table["abr"]) - {against}):
         found = compare(table[table["abr"] == name], base, column)
         gain = found.difference
         note = "" if found.is_clear else "not told apart"
         if found.is_clear and found.overlap:
             note = "intervals overlap; by pairs only"
-        span = f"{gain.low:+.3f} to {gain.high:+.3f}"
-        share = f"{100 * found.higher_share:.0f}"
-        cells = [f"`{name}`", f"{gain.mean:+.3f}", span, f"{found.effect_size:+.2f}", share, str(gain.sessions), note]
-        lines.append(_row(cells))
-    return "\n".join(lines)
+        cells = [f"`{name}`", number(gain.mean, sign=True), span(gain, sign=True)]
+        cells += [number(found.effect_size, 2, sign=True), f"{100 * found.higher_share:.0f}", str(gain.sessions), note]
+        result.rows.append(cells)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = _parser().parse_args(arguments)
-    from experiments import load
-
     try:
-        table = load(options.dataset)
-        if table.empty:
-            raise ExperimentError(f"{options.dataset}: no session has ended yet")
-        for (codec, package), rows in table.groupby(["codec", "package"]):
-            count = f"{len(rows)} sessions, {rows['trace'].nunique()} traces of {rows['family'].nunique()} families"
-            print(f"## {codec}, {package}: {count}\n\n{controller_table(rows, options.qoe)}\n")
-            print(f"{family_table(rows, options.qoe)}\n")
-            if options.against:
-                print(f"{comparison_table(rows, options.against, options.qoe)}\n")
-        if options.figures:
-            from experiments.sweep_figures import draw_study
-
-            for path in draw_study(table, options.output or options.dataset / "figures", qoe=options.qoe):
-                print(path)
+        _report(options)
     except (ExperimentError, OSError) as error:
-        print(f"experiments.sweep_report: {error}", file=sys.stderr)
+        print(f"experiments.sweep_report: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
 
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_row(cells), "|---|" + "---:|" * (len(cells) - 1)]
+def _report(options: argparse.Namespace) -> None:
+    from experiments.paper_evaluation import evaluation_text, rivals
+    from experiments.schemes import conditions_text
+    from experiments.study_plots import FIGURES, draw_all, open_view
 
+    view = open_view(options.dataset)
+    for codec, rows in view.table.groupby("codec"):
+        print(f"## {codec}: {conditions_text(rows, ('codec', 'abr'))}\n")
+        print(f"{controller_table(rows, options.qoe).markdown()}\n")
+        print(f"{family_table(rows, options.qoe).markdown()}\n")
+        if options.against:
+            print(f"{comparison_table(rows, options.against, options.qoe).markdown()}\n")
+    if rivals(view.table):
+        print(f"{evaluation_text(view.table)}\n")
+    if options.figures:
+        from experiments.paper import save_figure
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        drawn, missing = draw_all(view, list(FIGURES), wanted=False)
+        for name, reason in missing.items():
+            print(f"experiments.sweep_report: {name} is left out: {reason}", file=sys.stderr)
+        for name, figure in drawn.items():
+            for path in save_figure(figure, options.output or options.dataset / "figures", name):
+                print(path)
 
 
 def _parser() -> argparse.ArgumentParser:
