@@ -33,6 +33,7 @@ MEAN = "mean of clips"
 _DELTA_COLUMNS = (
     "bd_rate", "bd_rate_overlap", "bd_rate_reason", "bd_quality", "bd_quality_overlap", "bd_quality_reason",
 )  # fmt: skip
+_TABLES = ("points", "mean_points", "deltas", "crossings")
 Progress = Callable[[int, int, str], None]
 """Called with (tasks done, tasks in all, what was done last)."""
 
@@ -119,6 +120,31 @@ def compare(measured: dict[tuple[str, str], Measured], config: StudyConfig, fail
         measured=measured,
         failures=tuple(failures),
     )
+
+
+def load_study(folder: Path) -> tuple[Study, str]:
+    """Return a study as its folder holds it, without the frames measured, and the line under its figures.
+
+    Raises:
+        ExperimentError: a file is missing or cannot be read.
+    """
+    from omegaconf import OmegaConf
+
+    from experiments.rate_distortion import conditions
+
+    try:
+        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES}
+        config = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(StudyConfig), OmegaConf.load(folder / "config.yaml"))
+        )
+    except Exception as error:  # OmegaConf's, YAML's and pyarrow's errors share no public base class
+        raise ExperimentError(f"{folder}: cannot be read as a rate-distortion study ({_reason(error)})") from error
+    if not isinstance(config, StudyConfig):
+        raise ExperimentError(f"{folder / 'config.yaml'}: not a rate-distortion study's settings")
+    metrics = tuple(name for name in METRICS if name in tables["points"])
+    study = Study(config.anchor, tuple(config.codecs), metrics, **tables, measured={})
+    clips = int(study.mean_points["clips"].max()) if len(study.mean_points) else 0
+    return study, f"Mean of {clips} clips. {conditions(config)}"
 
 
 def average_ladders(points: pd.DataFrame, codecs: Sequence[str]) -> pd.DataFrame:

@@ -10,9 +10,11 @@ import pytest
 
 from experiments import plot
 from experiments.errors import RunFolderError
+from experiments.paper import FORMATS, PAPERS
 from experiments.plots import FIGURE_NAMES, draw_figures
 from experiments.results import CodecResult, load_run, write_codec, write_summary
 from experiments.series import header_line, series_of, severity_rule
+from experiments.study_plots import FIGURES as STUDY_FIGURES
 from experiments.timeline import buffer_levels, rebuffering_spans
 from player.files import write_table
 
@@ -126,14 +128,14 @@ def test_labels_of_different_traces_stay_short(run_folders: list[Path], tmp_path
 def test_a_sweeps_folder_stands_for_its_runs(run_folders: list[Path], tmp_path: Path) -> None:
     (tmp_path / "multirun.yaml").touch()
     sweep = [str(run_folders[0].parent), str(tmp_path / "multirun.yaml")]
-    assert plot.main([*sweep, "-o", str(tmp_path), "--figure", "severe_distortion"]) == 0
-    assert (tmp_path / "severe_distortion.png").is_file()
+    assert plot.main([*sweep, "-o", str(tmp_path), "--figure", "severe"]) == 0
+    assert (tmp_path / "severe.png").is_file()
 
 
 def test_every_figure_is_drawn_as_pdf_and_png(run_folders: list[Path], tmp_path: Path) -> None:
     paths = draw_figures([load_run(run_folders[0])], tmp_path)
     names = {path.name for path in paths}
-    stems = ("timeline", "rebuffering_vs_quality", "cdf", "severe_distortion")
+    stems = ("timeline", "stall_quality", "cdf", "severe")
     assert names == {f"{stem}{suffix}" for stem in stems for suffix in (".pdf", ".png")}
     assert b"/Type /Font" in (tmp_path / "cdf.pdf").read_bytes()
     assert b"/Type3" not in (tmp_path / "cdf.pdf").read_bytes()  # publishers refuse Type 3 fonts
@@ -141,14 +143,17 @@ def test_every_figure_is_drawn_as_pdf_and_png(run_folders: list[Path], tmp_path:
 
 def test_equal_runs_make_equal_files(run_folders: list[Path], tmp_path: Path) -> None:
     for name in ("one", "two"):
-        draw_figures([load_run(run_folders[0])], tmp_path / name, names=["severe_distortion"])
+        draw_figures([load_run(run_folders[0])], tmp_path / name, names=["severe"])
     for suffix in (".pdf", ".png"):
-        first, second = (tmp_path / name / f"severe_distortion{suffix}" for name in ("one", "two"))
+        first, second = (tmp_path / name / f"severe{suffix}" for name in ("one", "two"))
         assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_command_line_knows_every_figure() -> None:
-    assert plot.FIGURE_NAMES == FIGURE_NAMES
+    assert plot.RUN_FIGURES == FIGURE_NAMES
+    assert tuple(STUDY_FIGURES) == plot.STUDY_FIGURES
+    assert tuple(PAPERS) == plot.STYLES
+    assert plot.FORMATS == FORMATS
 
 
 def test_plot_command_overlays_runs(run_folders: list[Path], tmp_path: Path, capsys: Any) -> None:
@@ -177,7 +182,7 @@ def test_other_versions_and_mixed_rules_are_refused(tmp_path: Path) -> None:
     summary["codecs"]["h265"]["severe_threshold"] = 0.5
     (other / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(RunFolderError, match="different rules"):
-        draw_figures([load_run(folder), load_run(other)], tmp_path, names=["severe_distortion"])
+        draw_figures([load_run(folder), load_run(other)], tmp_path, names=["severe"])
     (other / "summary.json").write_text('{"version": 99}')
     with pytest.raises(RunFolderError, match="reads version 1"):
         load_run(other)
