@@ -51,7 +51,7 @@ def report(study: Study, conditions: str) -> str:
     lines += [
         *_markdown(rows),
         "",
-        "A row of the mean of clips compares the mean ladders; means of the numbers above:",
+        "The row `mean ladder` is no clip: it compares the mean ladders above. The means of the clips' numbers are:",
         "",
     ]
     lines += [f"    {line}".rstrip() for line in summary_lines(study)]

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 REPORTED_ERRORS = (ExperimentError, PackagerError, PlayerError, OSError)
 """Bad input, which explains itself in one line; anything else is named by its class too."""
-MEAN = "mean of clips"
-"""Stands for a clip's name in rows about the mean curve."""
+MEAN = "mean ladder"
+"""Stands for a clip's name in rows that compare the mean ladders of all clips."""
 _DELTA_COLUMNS = (
     "bd_rate", "bd_rate_overlap", "bd_rate_reason", "bd_quality", "bd_quality_overlap", "bd_quality_reason",
 )  # fmt: skip
