@@ -22,6 +22,7 @@ from torch import Tensor
 
 from packager.encoder import PromptEncoder
 from packager.fit import FAST, FitConfig, fit_segment, key_offsets
+from packager.video_encoders import own_scheduling
 from player.decoder import from_pixels, render_segment, to_pixels
 from player.generator import Generator
 from player.prompt import interpolation_matrix
@@ -55,6 +56,8 @@ def transcode(frames: np.ndarray, codec: str, crf: int) -> np.ndarray:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
+        with own_scheduling():
+            stream.codec_context.open(strict=False)
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, 30)

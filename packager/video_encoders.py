@@ -8,9 +8,12 @@ run at a constant quality (CRF) that `packager.baselines` searches for the bitra
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from packager.errors import EncodeError
@@ -97,7 +100,38 @@ def add_encoder(container: Any, encoder: VideoEncoder, stream: VideoStream, cont
         added.bit_rate = control.bitrate_bps
     added.codec_context.codec_tag = encoder.tag
     tag_colour(added.codec_context)
+    with own_scheduling():
+        added.codec_context.open(strict=False)
     return added
+
+
+@contextmanager
+def own_scheduling() -> Iterator[None]:
+    """Give the process its threads' scheduling back after an encoder was opened.
+
+    Run by root, SVT-AV1 makes the thread that opens it SCHED_FIFO 99, as it does its own, and never takes that back:
+    what follows in the process, and every thread that it starts, would keep other programs from the processor.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # not Linux
+        yield
+        return
+    before = _scheduling()
+    yield
+    usual = before[threading.get_native_id()]
+    for thread, found in _scheduling().items():
+        wanted = before.get(thread, usual)
+        if found != wanted:
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, wanted[0], os.sched_param(wanted[1]))
+
+
+def _scheduling() -> dict[int, tuple[int, int]]:
+    """Return policy and priority of every thread of this process."""
+    found = {}
+    for thread in (int(path.name) for path in Path("/proc/self/task").iterdir()):
+        with suppress(ProcessLookupError):
+            found[thread] = os.sched_getscheduler(thread), os.sched_getparam(thread).sched_priority
+    return found
 
 
 def _x265_options(stream: VideoStream, control: Any) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 import io
 import logging
+import os
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -214,3 +216,17 @@ def test_x264_gives_the_least_it_can_where_it_refuses_a_bitrate(tmp_path, caplog
     encoded = encode(tmp_path, noise, bitrate_bps=8_000, codec="h264")
     assert encoded.bitrate_bps > 9_000
     assert "libx264 gave" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="scheduling policies are Linux's")
+@pytest.mark.parametrize("codec", ["h265", "av1"])
+def test_an_encoder_does_not_make_threads_real_time(tmp_path, codec):
+    """Run by root, SVT-AV1 would; an ordinary user may not, so for him nothing can go wrong here."""
+    usual, seen = os.sched_getscheduler(0), set()
+
+    def look(_frames):
+        seen.update(os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir())
+
+    encode(tmp_path, moving_frames(8), codec=codec, progress=look)
+    assert seen == {usual}
+    assert os.sched_getscheduler(0) == usual
