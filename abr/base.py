@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,15 +113,15 @@ class ThroughputSample:
     """False for a transfer that was cut short; `size_bytes` is then what had arrived."""
 
     def __post_init__(self) -> None:
-        times = (self.request_s, self.first_byte_s, self.finish_s)
-        if self.size_bytes <= 0 or not all(math.isfinite(time) for time in times):
+        request_s, first_byte_s, finish_s = times = self.request_s, self.first_byte_s, self.finish_s
+        finite = math.isfinite(request_s) and math.isfinite(first_byte_s) and math.isfinite(finish_s)
+        if self.size_bytes <= 0 or not finite:
             raise ObservationError(f"a sample needs bytes > 0 and finite times, not {self}")
-        if not self.request_s <= self.first_byte_s <= self.finish_s:
+        if not request_s <= first_byte_s <= finish_s:
             raise ObservationError(f"a sample's times must ascend (request, first byte, finish), not {times}")
 
 
-@dataclass(frozen=True)
-class Buffered:
+class Buffered(NamedTuple):
     """A downloaded segment that has not begun to play, so that it can still be replaced by a better version."""
 
     segment: int

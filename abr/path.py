@@ -46,7 +46,7 @@ class PathModel:
 
     def packets(self, size_bytes: int) -> int:
         """Packets needed for an object of `size_bytes` and its header, at least one."""
-        return max(-(-(int(size_bytes) + self.header_bytes) // self.mss_bytes), 1)
+        return -(-(int(size_bytes) + self.header_bytes) // self.mss_bytes) or 1
 
     def packet_bits(self) -> int:
         """Payload bits p of a full packet."""
@@ -95,9 +95,8 @@ def split_spread(
 
     Args: rtt_error_s: how far one round trip may be from `rtt_s`; adds to the noise with every silent round.
     """
-    if path.packets(size_bytes) <= window_packets:  # one round: no silence to take out
-        bits, noise_s = path.bits_after_first(size_bytes), path.resolution_s
-        return SpreadEvidence(bits, measured_s, noise_s, is_bound=bits == 0 or measured_s < -noise_s)
+    if path.packets(size_bytes) <= window_packets:
+        return undivided(path, size_bytes, measured_s)
     found = _invert(path, size_bytes, measured_s, window_packets, rtt_s)
     noise_s = path.resolution_s + found.silent_rounds * (path.resolution_s + rtt_error_s)
     if found.bits == 0 or found.busy_s < -noise_s:
@@ -107,6 +106,12 @@ def split_spread(
     may_be_infinite = shorter.silent_rounds > found.silent_rounds and (shorter.bits == 0 or shorter.busy_s <= 0)
     ambiguous = not path.whole_packets and _rounds(path, size_bytes, window_packets)[0] == 1
     return SpreadEvidence(found.bits, found.busy_s, noise_s, may_be_infinite or ambiguous)
+
+
+def undivided(path: PathModel, size_bytes: int, measured_s: float) -> SpreadEvidence:
+    """Return `split_spread` of an object that goes out in one round: there is no silence to take out."""
+    bits, noise_s = path.bits_after_first(size_bytes), path.resolution_s
+    return SpreadEvidence(bits, measured_s, noise_s, bits == 0 or measured_s < -noise_s)
 
 
 class _Split(NamedTuple):
@@ -142,7 +147,11 @@ def _rounds(path: PathModel, size_bytes: int, window_packets: int) -> tuple[int,
     return left, window
 
 
-def window_after(path: PathModel, size_bytes: int, *, window_packets: int) -> int:
-    """Return the congestion window after an object: it doubles each full round, and only while it is in use."""
-    left, window = _rounds(path, size_bytes, window_packets)
-    return max(window, min(window + left, 2 * left))
+def window_after(path: PathModel, *sizes_bytes: int, window_packets: int) -> int:
+    """Return the congestion window after some objects: it doubles each full round, and only while it is in use."""
+    window, header_bytes, mss_bytes = window_packets, path.header_bytes, path.mss_bytes
+    for size_bytes in sizes_bytes:
+        if 2 * (size_bytes + header_bytes) > window * mss_bytes:  # smaller ones use less than half of it
+            left, window = _rounds(path, size_bytes, window)
+            window = max(window, min(window + left, 2 * left))
+    return window

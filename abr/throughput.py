@@ -7,6 +7,7 @@ or by a fast and a slow exponentially weighted mean. Pure functions of the obser
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from abr.base import Decision, Ladder, Observation, ThroughputSample, check_fraction, check_positive
 from abr.errors import OptionError
-from abr.path import PathModel, SpreadEvidence, split_spread, spread_s, window_after
+from abr.path import PathModel, SpreadEvidence, split_spread, spread_s, undivided, window_after
 
 HISTORY = 20
 """Transfers an estimator looks back on, as many as dash.js keeps."""
@@ -84,7 +85,7 @@ class SlowStartEstimator:
         recent = samples[-HISTORY:]
         if not recent:
             return None
-        trips = _RoundTrips.of(recent)
+        trips = _RoundTrips(recent)
         evidence, window = self._evidence(recent, trips, first=self._mean.first(len(recent)))
         if now_s - recent[-1].finish_s > self.path.idle_restart_s:
             window = self.path.initial_window_packets
@@ -99,7 +100,7 @@ class SlowStartEstimator:
         """Return what each transfer alone says of the link, for logs and tests."""
         if not samples:
             return []
-        return self._evidence(samples, _RoundTrips.of(samples), first=0)[0]
+        return self._evidence(samples, _RoundTrips(samples), first=0)[0]
 
     def _evidence(
         self, samples: Sequence[ThroughputSample], trips: _RoundTrips, *, first: int
@@ -109,22 +110,20 @@ class SlowStartEstimator:
         start = first  # of the stretch without idle times that holds the first: the window is known there
         while start > 0 and samples[start].request_s - samples[start - 1].finish_s <= path.idle_restart_s:
             start -= 1
-        window, before_s = path.initial_window_packets, -math.inf
-        for index in range(start, len(samples)):
-            sample = samples[index]
+        sizes = [sample.size_bytes for sample in samples[start:first]]
+        window = window_after(path, *sizes, window_packets=path.initial_window_packets)
+        before_s = samples[first].request_s
+        for sample in samples[first:]:
             if sample.request_s - before_s > path.idle_restart_s:
                 window = path.initial_window_packets
-            if index >= first:
-                item = split_spread(
-                    path,
-                    sample.size_bytes,
-                    sample.finish_s - sample.first_byte_s,
-                    window_packets=window,
-                    rtt_s=trips.typical_s,
-                    rtt_error_s=trips.error_s,
-                )
-                evidence.append(self._with_silence(item, sample.first_byte_s - sample.request_s, trips.least_s))
-            window = window_after(path, sample.size_bytes, window_packets=window)
+            size_bytes, spread_s = sample.size_bytes, sample.finish_s - sample.first_byte_s
+            if path.packets(size_bytes) <= window:
+                item = undivided(path, size_bytes, spread_s)
+            else:
+                rtt_s, error_s = trips.typical_s, trips.error_s
+                item = split_spread(path, size_bytes, spread_s, window_packets=window, rtt_s=rtt_s, rtt_error_s=error_s)
+            evidence.append(self._with_silence(item, sample.first_byte_s - sample.request_s, trips.least_s))
+            window = window_after(path, size_bytes, window_packets=window)
             before_s = sample.finish_s
         return evidence, window
 
@@ -256,24 +255,22 @@ def create_estimator(
     )
 
 
-@dataclass(frozen=True)
 class _RoundTrips:
-    """First-byte times of the latest transfers: the usual one, the shortest, and how far they lie from the usual."""
+    """First-byte times of the latest transfers: the usual one, the shortest, and how far they lie from the usual.
 
-    typical_s: float
-    least_s: float
-    error_s: float
+    The median (an outage before one first byte must not move it), the minimum, the median deviation. Of two, the lower:
+    the first request of a connection waits for the handshake too.
+    """
 
-    @classmethod
-    def of(cls, samples: Sequence[ThroughputSample]) -> _RoundTrips:
-        """Take the median (an outage before one first byte must not move it), the minimum, the median deviation.
+    def __init__(self, samples: Sequence[ThroughputSample]) -> None:
+        self._times_s = sorted([sample.first_byte_s - sample.request_s for sample in samples])
+        self._middle = (len(self._times_s) - 1) // 2
+        self.typical_s, self.least_s = self._times_s[self._middle], self._times_s[0]
 
-        Of two, the lower: the first request of a connection waits for the handshake too.
-        """
-        times_s = sorted([sample.first_byte_s - sample.request_s for sample in samples])
-        middle = (len(times_s) - 1) // 2
-        typical_s = times_s[middle]
-        return cls(typical_s, times_s[0], sorted([abs(time_s - typical_s) for time_s in times_s])[middle])
+    @functools.cached_property
+    def error_s(self) -> float:
+        """The median deviation; only objects of several rounds need it."""
+        return sorted([abs(time_s - self.typical_s) for time_s in self._times_s])[self._middle]
 
 
 class _Mean:
@@ -325,8 +322,8 @@ def _pool(evidence: list[SpreadEvidence], rows: list[NDArray[np.float64]]) -> tu
                 if row[skipped + index] > 0:
                     item = evidence[index]
                     bounds.append(item.bits / (item.busy_s + item.noise_s))
-        bits, busy_s = float(weights @ table[:, 0]), float(weights @ table[:, 1])
-        noise_s = math.sqrt(float((weights**2) @ squares))
+        bits, busy_s = float(weights.dot(table[:, 0])), float(weights.dot(table[:, 1]))
+        noise_s = math.sqrt(float((weights**2).dot(squares)))
         if bits == 0:
             continue
         if busy_s > 0 and noise_s <= NOISE_RATIO * busy_s:

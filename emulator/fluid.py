@@ -252,14 +252,21 @@ class FluidTransport(Rewindable):
         flow.unsent -= count
         flow.in_flight += count
         flow.arrival_us = last_us
-        intact = int(min(self._until_loss, count))  # packets before the first random loss
-        arriving = count - self._lose(count)
+        intact = arriving = count
+        if self._until_loss < count:
+            intact = int(self._until_loss)  # packets before the first random loss
+        if self._until_loss < math.inf:
+            arriving -= self._lose(count)
         share = self._share
-        place = max(self._free, float(self._schedule.count_until_us(first_us)))
+        elapsed = float(self._schedule.count_until_us(first_us))
+        place = max(self._free, elapsed)
         admitted = arriving
         if self._queue_limit < math.inf:
-            room = (self._schedule.count_until_us(last_us) - place) / share + self._queue_limit
-            admitted = max(0, min(arriving, math.floor(room + _ROUNDING)))
+            if last_us > first_us:
+                elapsed = self._schedule.count_until_us(last_us)
+            room = (elapsed - place) / share + self._queue_limit
+            if room < arriving:
+                admitted = max(0, math.floor(room + _ROUNDING))
         lost = count - admitted
         if lost:
             if not flow.fresh_losses:

@@ -49,10 +49,10 @@ class RenderServer:
 
     def submit(self, segment: int, cost_s: float, now_s: float) -> None:
         """Take in a segment, or an upgrade of one, that has just arrived and takes `cost_s` to render."""
-        held = next((job for job in self._waiting if job.segment == segment), None)
-        if held is not None:
-            held.cost_s, held.versions = cost_s, held.versions + 1
-            return
+        for job in self._waiting:
+            if job.segment == segment:
+                job.cost_s, job.versions = cost_s, job.versions + 1
+                return
         bisect.insort(self._waiting, _Job(segment, cost_s), key=lambda job: job.segment)
         if self._current is None:
             self._begin(now_s)
@@ -101,9 +101,10 @@ def simulate(
             return now_s
         if isinstance(action, Request):
             fetch = _Fetch(action, transport, now_s, progress_s if session.wants_progress else math.inf, cost_s)
-            continue
-        # A transfer ends at its deadline at the latest, so while one runs the player's own timer has nothing to add.
-        next_s = min(fetch.next_s if fetch else action.until_s, renderer.next_s)
+            next_s = fetch.next_s
+        else:  # a transfer ends at its deadline at the latest: while one runs the player's own timer adds nothing
+            next_s = action.until_s if fetch is None else fetch.next_s
+        next_s = min(next_s, renderer.next_s)
         turns = 0 if next_s > now_s else turns + 1
         if not math.isfinite(next_s) or turns > _MAX_IDLE_TURNS:
             raise SimulationError(f"the session is stuck at {now_s:.3f} s: nothing is under way and it does not finish")

@@ -28,6 +28,11 @@ class Adviser:
         return self._abandoning is not None
 
     @property
+    def may_upgrade(self) -> bool:
+        """Whether the controller uses an idle link."""
+        return self._upgrading is not None
+
+    @property
     def learns(self) -> bool:
         """Whether the controller wants to know how requests end."""
         return self._learning is not None

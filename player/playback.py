@@ -109,24 +109,33 @@ class Playback:
         if self.state is PlaybackState.CONCEALING:
             self._stop_concealing(now_s)
         if self.state is PlaybackState.PLAYING:
-            span = self.spans[-1]
-            reach_s = span.content_s + (now_s - span.wall_s)
-            self._show(min(reach_s, self.rendered_s))
-            run_out_s = span.wall_s + (self.rendered_s - span.content_s)
-            if self._closed and reach_s >= self.rendered_s - MEDIA_TOLERANCE_S:
-                self.played_s = self.rendered_s
-                now_s = max(run_out_s, self.now_s)
-                self._end(now_s)
-            elif reach_s > self.rendered_s + MEDIA_TOLERANCE_S:
-                self.played_s = self.rendered_s
-                self._stop_start_s = min(run_out_s, now_s)
-                self.state = PlaybackState.CONCEALING
-                if self._conceal_s > 0:
-                    self.events.append(ConcealmentStarted(self._stop_start_s, self._awaited))
-                self._stop_concealing(now_s)
-            else:
-                self.played_s = min(reach_s, self.rendered_s)
+            now_s = self._play(now_s)
         self.now_s = now_s
+
+    def _play(self, now_s: float) -> float:
+        """Let playback run until `now_s`; return the time then, which is earlier if the programme ends before."""
+        span, rendered_s = self.spans[-1], self.rendered_s
+        reach_s = span.content_s + (now_s - span.wall_s)
+        played_s = min(reach_s, rendered_s)
+        self._show(played_s)
+        if reach_s < rendered_s - MEDIA_TOLERANCE_S:
+            self.played_s = played_s
+            return now_s
+        run_out_s = span.wall_s + (rendered_s - span.content_s)
+        if self._closed:
+            self.played_s = rendered_s
+            now_s = max(run_out_s, self.now_s)
+            self._end(now_s)
+        elif reach_s > rendered_s + MEDIA_TOLERANCE_S:
+            self.played_s = rendered_s
+            self._stop_start_s = min(run_out_s, now_s)
+            self.state = PlaybackState.CONCEALING
+            if self._conceal_s > 0:
+                self.events.append(ConcealmentStarted(self._stop_start_s, self._awaited))
+            self._stop_concealing(now_s)
+        else:
+            self.played_s = played_s
+        return now_s
 
     def append(self, segment: int, representation: int, duration_s: float) -> float:
         """Add a rendered segment behind the others; return the content time at which it begins."""
@@ -166,9 +175,9 @@ class Playback:
 
     def _show(self, content_s: float) -> None:
         """Note each segment whose first frame comes at or before `content_s`."""
-        span = self.spans[-1]
-        while self._queue and self._queue[0].content_s <= content_s:
-            item = self._queue.popleft()
+        queue, span = self._queue, self.spans[-1]
+        while queue and queue[0].content_s <= content_s:
+            item = queue.popleft()
             time_s = span.wall_s + (item.content_s - span.content_s)
             last, self._last = self._last, item
             if last is not None and last.representation != item.representation:

@@ -58,7 +58,9 @@ class Session:
         self.config = config or PlayerConfig()
         self.controller = abr
         self._adviser = Adviser(abr, ladder)
-        longest_s = float(ladder.segment_duration_s.max())
+        self._durations_s: list[float] = ladder.segment_duration_s.tolist()
+        self._segments = len(self._durations_s)
+        longest_s = max(self._durations_s)
         self.capacity_s = max(self.config.buffer_s, longest_s)
         if longest_s > self.config.buffer_s:
             log.warning(
@@ -253,13 +255,13 @@ class Session:
         """Let playback run up to `now_s` and note in the segments' rows when they began to play."""
         if not math.isfinite(now_s):
             raise SessionError(f"time must be finite, not {now_s}")
-        self._clock.advance(now_s)
-        self._note_plays()
+        clock = self._clock
+        clock.advance(now_s)
+        if len(clock.events) > self._seen_events:
+            self._note_plays()
 
     def _note_plays(self) -> None:
         events = self._clock.events
-        if len(events) == self._seen_events:
-            return
         for event in events[self._seen_events :]:
             if isinstance(event, SegmentPlayed) and event.segment is not None:
                 self._rows[event.segment].play_start_s = event.time_s
@@ -360,11 +362,11 @@ class Session:
 
     def _excess_s(self) -> float:
         """Return how much media must play before the next segment fits; not positive if it fits."""
-        return self.buffer_s + float(self.ladder.segment_duration_s[self._segment]) - self.capacity_s
+        return self.buffer_s + self._durations_s[self._segment] - self.capacity_s
 
     def _is_full(self) -> bool:
         """Say whether there is no room, or nothing left, to fetch a further segment."""
-        if self._segment == self.ladder.segments:
+        if self._segment == self._segments:
             return True
         full = self._excess_s() > MEDIA_TOLERANCE_S
         if full and self._held_back_since_s is None:
@@ -373,7 +375,7 @@ class Session:
 
     def _wait_for_playback(self, now_s: float) -> Wait:
         """There is nothing to fetch: come back when there is room again, or when what is rendered has played."""
-        if self._segment < self.ladder.segments:
+        if self._segment < self._segments:
             self._try_start()
             return Wait(now_s + self._excess_s() if self._clock.state is PlaybackState.PLAYING else math.inf)
         playable_s = self._clock.playable_s
@@ -384,6 +386,8 @@ class Session:
     def _decide_upgrade(self) -> Pending | None:
         """Ask the controller what to improve while the link is idle."""
         self._try_start()
+        if not self._adviser.may_upgrade:
+            return None
         decision = self._adviser.upgrade(self._observe(self._segment))
         return None if decision is None else self._upgrade_of(decision)
 
@@ -408,7 +412,7 @@ class Session:
         row = SegmentRow(
             segment=self._segment,
             representation=self._safe(int(decision.representation), observation),
-            duration_s=float(self.ladder.segment_duration_s[self._segment]),
+            duration_s=self._durations_s[self._segment],
             decided_s=observation.now_s,
             buffer_s=observation.buffer_s,
             wait_s=wait_s,
@@ -437,19 +441,21 @@ class Session:
 
     def _observe(self, segment: int) -> Observation:
         """Return what a controller may see now of the choice for `segment`."""
+        clock, rendering = self._clock, self._rendering
+        now_s, held_back_since_s = clock.now_s, self._held_back_since_s
         return Observation(
-            now_s=self._clock.now_s,
+            now_s=now_s,
             segment_index=segment,
             buffer_s=self.buffer_s,
             buffer_capacity_s=self.capacity_s,
             last_representation=self._last_representation,
             samples=self._meter.recent,
-            playing=self._clock.state is PlaybackState.PLAYING,
-            render_speed=self._rendering.speed,
-            passes_per_s=self._rendering.passes_per_s,
-            render_queue_s=self._rendering.backlog_s(self._clock.now_s),
-            held_back_s=0.0 if self._held_back_since_s is None else self._clock.now_s - self._held_back_since_s,
-            buffered=self.buffered,
+            playing=clock.state is PlaybackState.PLAYING,
+            render_speed=rendering.speed,
+            passes_per_s=rendering.passes_per_s,
+            render_queue_s=rendering.backlog_s(now_s),
+            held_back_s=0.0 if held_back_since_s is None else now_s - held_back_since_s,
+            buffered=self._stock.buffered(clock.played_s),
         )
 
     def _send(self, now_s: float, pending: Pending) -> Request:
@@ -485,24 +491,21 @@ class Session:
         """After media was added or given up: start, resume or end playback if it is time."""
         if self._clock.state is PlaybackState.ENDED:
             return
-        if self._segment == self.ladder.segments and not self._media_to_come():
+        if self._segment == self._segments and not self._media_to_come():
             self._clock.close()
+            self._note_plays()
         self._try_start()
-        self._note_plays()
 
     def _try_start(self) -> None:
         """Start or resume playback if enough is rendered, or if no more can come before it plays."""
         clock = self._clock
-        if clock.state is PlaybackState.STARTUP:
-            threshold_s = self.config.startup_s
-        elif clock.state in (PlaybackState.CONCEALING, PlaybackState.REBUFFERING):
-            threshold_s = self.config.rebuffer_s
-        else:
+        if clock.state in (PlaybackState.PLAYING, PlaybackState.ENDED):
             return
+        threshold_s = self.config.startup_s if clock.state is PlaybackState.STARTUP else self.config.rebuffer_s
         if clock.playable_s <= MEDIA_TOLERANCE_S:
             return
         idle = not self._media_to_come() and (self._pending is None or self._pending.held is not None)
-        stuck = idle and (self._segment == self.ladder.segments or self._excess_s() > MEDIA_TOLERANCE_S)
+        stuck = idle and (self._segment == self._segments or self._excess_s() > MEDIA_TOLERANCE_S)
         if stuck or clock.playable_s >= threshold_s - MEDIA_TOLERANCE_S:
             clock.start()
             self._note_plays()

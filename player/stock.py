@@ -13,6 +13,7 @@ class Stock:
 
     def __init__(self, ladder: Ladder) -> None:
         self._ladder = ladder
+        self._durations_s: list[float] = ladder.segment_duration_s.tolist()
         self._segments: dict[int, tuple[int, float]] = {}  # segment -> representation, content time
         self._inits: set[int] = set()
         self.downloaded_s = 0.0
@@ -28,13 +29,14 @@ class Stock:
     def buffered(self, played_s: float) -> tuple[Buffered, ...]:
         """Return the segments, in order of playback, when `played_s` of content time has been shown."""
         items = self._segments.items()
-        return tuple(Buffered(index, held, content_s - played_s) for index, (held, content_s) in items)
+        return tuple([Buffered(index, held, content_s - played_s) for index, (held, content_s) in items])
 
     def init_bytes(self, representation: int, held: int | None) -> int:
         """Return the size of the init segments that a request needs and that are not at hand."""
         if self._ladder.init_bytes is None:
             return 0
-        return int(self._ladder.init_bytes[sorted(self._needed(representation, held) - self._inits)].sum())
+        new = self._needed(representation, held) - self._inits
+        return int(self._ladder.init_bytes[sorted(new)].sum()) if new else 0
 
     def whole_part(self, request: Request, received_bytes: int) -> Request | None:
         """Return the part of an unfinished request that its whole layers make up; None if there is no use for any.
@@ -60,7 +62,7 @@ class Stock:
         self._inits |= self._needed(request.representation, request.held)
         if request.held is None:
             self._segments[segment] = (request.representation, self.downloaded_s)
-            self.downloaded_s += float(self._ladder.segment_duration_s[segment])
+            self.downloaded_s += self._durations_s[segment]
         elif segment in self._segments:
             self._segments[segment] = (request.representation, self._segments[segment][1])
 
