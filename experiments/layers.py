@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 from experiments.clips import CLIP_HELP, DEFAULT_CACHE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
     import pandas as pd
 
     from abr import Ladder
@@ -145,7 +148,7 @@ def play(
     log = session.log()
     shown = [row for row in log.segments if row["downloaded"]]
     quality = prompts.mean_quality(metric)
-    scores = [quality[row["segment"] % len(quality), row["representation"]] for row in shown]
+    scores = [_shown_quality(row, quality[row["segment"] % len(quality)]) for row in shown]
     weights = [row["duration_s"] for row in shown]
     media_s = sum(weights)
     received = log.summary["downloaded_bytes"] + log.summary["wasted_bytes"]
@@ -160,6 +163,14 @@ def play(
         "upgrades": log.summary["upgrades"],
         "skipped_s": log.summary["skipped_s"],
     }
+
+
+def _shown_quality(row: Mapping[str, Any], quality: np.ndarray) -> float:
+    """Return a segment's quality, of [R]; one whose layers came while it played counts as both, by time."""
+    if row["raised_to"] is None:
+        return float(quality[row["representation"]])
+    share = row["raised_after_s"] / row["duration_s"]
+    return float(share * quality[row["representation"]] + (1 - share) * quality[row["raised_to"]])
 
 
 def report(table: pd.DataFrame) -> str:

@@ -157,7 +157,7 @@ class _Fetch:
             abandoned = session.on_progress(now_s, download.received_bytes(now_s), first_byte_s=first_byte_s)
             if abandoned:
                 download.cancel(now_s)
-                self._render_kept(session, renderer, now_s)
+            self._render_kept(session, renderer, now_s)
             return abandoned
         transfer = self._transfer if download is None else download.cancel(self._end_s)
         if transfer.complete:

@@ -202,7 +202,7 @@ class Client:
                 await self._render_kept(fetch, arrived)
                 return True
             self._session.on_complete(self.now_s, fetch.transfer)
-            await self._hand_over(fetch, arrived)
+            await self._hand_over(fetch.request, fetch.parts, arrived)
             return True
         if fetch.finish_s is not None:  # all is here and being checked
             return False
@@ -217,15 +217,20 @@ class Client:
             await fetch.cancel()
             await self._render_kept(fetch, arrived)
             return True
+        kept = self._session.take_kept()
+        if kept is not None:  # the fetch goes on
+            await self._hand_over(kept, fetch.parts_of(kept), arrived)
         return False
 
-    async def _hand_over(self, fetch: _Fetch, arrived: asyncio.Queue[Media]) -> None:
+    async def _hand_over(
+        self, request: Request, parts: list[tuple[File, bytes]], arrived: asyncio.Queue[Media]
+    ) -> None:
         """Give what a request has brought to the renderer."""
-        media = self.media(fetch.request, fetch.parts)
-        self._inits |= {file.layer: data for file, data in fetch.parts if file.is_init}
+        media = self.media(request, parts)
+        self._inits |= {file.layer: data for file, data in parts if file.is_init}
         if self.layered:
-            new = [data for file, data in fetch.parts if not file.is_init]
-            self._layers[media.segment] = [*self._held(fetch.request), *new]
+            new = [data for file, data in parts if not file.is_init]
+            self._layers[media.segment] = [*self._held(request), *new]
         arrived.put_nowait(media)
         await asyncio.sleep(0)  # free rendering is done by then, before the session decides again
 
@@ -233,7 +238,7 @@ class Client:
         """Give the renderer the whole layers of a request that ended unfinished, if the session keeps them."""
         if self._session.take_kept() is not None:
             fetch.drop_tail()
-            await self._hand_over(fetch, arrived)
+            await self._hand_over(fetch.request, fetch.parts, arrived)
 
     def _fail(self, fetch: _Fetch, reason: str) -> None:
         self.last_error = f"{fetch.url}: {reason}"
@@ -354,6 +359,10 @@ class _Fetch:
         self.task.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await self.task
+
+    def parts_of(self, kept: Request) -> list[tuple[File, bytes]]:
+        """Return the files of the part of an unfinished request that is taken in by itself."""
+        return [part for part in self.parts if part[0].layer <= kept.representation]
 
     def drop_tail(self) -> None:
         """Forget an init segment whose media segment has not arrived."""

@@ -64,6 +64,10 @@ class SegmentRow:
     """Better versions, or enhancements, that came in time; `size_bytes` is all of what is shown."""
     upgraded_s: float | None = None
     """When the last of them was ready to be shown; request and arrival above are the first version's."""
+    raised_to: int | None = None
+    """Representation in which it was shown from the middle on: its base was shown while the rest was on its way."""
+    raised_after_s: float | None = None
+    """How long it had played by then."""
     throughput_bps: float | None = None
     """Of the first version, its init segment included."""
     downloaded: bool = False
@@ -95,6 +99,16 @@ class SegmentRow:
         self.size_bytes += size_bytes
         self.representation, self.upgraded_s = representation, now_s
         self.upgrades += 1
+
+    def raise_from(self, played_s: float, representation: int, size_bytes: int) -> bool:
+        """Note that it is shown in a higher representation from content time `played_s` on; False if it is over."""
+        if self.content_start_s is None or played_s >= self.content_start_s + self.duration_s:
+            return False
+        self.raised_to, self.raised_after_s = representation, played_s - self.content_start_s
+        self.wasted_bytes -= size_bytes
+        self.size_bytes += size_bytes
+        self.upgrades += 1
+        return True
 
     def carry_on(self, before: SegmentRow) -> None:
         """Take over what an earlier decision for the same segment has cost."""
@@ -145,9 +159,11 @@ class SessionLog:
         frame = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         offset_s = frame * np.repeat(_column(shown, "duration_s") / count, count)
         content_s = np.repeat(_column(shown, "content_start_s"), count) + offset_s
+        raised = offset_s >= np.repeat(_column(shown, "raised_after_s"), count)  # NaN, never, for most
+        before, after = (_column(shown, name) for name in ("representation", "raised_to"))
         columns = {
             "segment": np.repeat(segment, count),
-            "representation": np.repeat(_column(shown, "representation").astype(np.int64), count),
+            "representation": np.where(raised, np.repeat(after, count), np.repeat(before, count)).astype(np.int64),
             "frame": frame,
             "media_time_s": np.repeat(np.array(self.starts_s)[segment], count) + offset_s,
             "wall_time_s": self.wall_times_s(content_s) if self.spans else np.zeros(len(content_s)),

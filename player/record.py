@@ -80,7 +80,7 @@ def frame_table(log: SessionLog, programme: Programme) -> pd.DataFrame:
     presentation = programme.presentation
     for metric in presentation.metrics:
         values = np.empty(len(table))
-        for rows in table.groupby("segment", sort=False).indices.values():
+        for rows in table.groupby(["segment", "representation"], sort=False).indices.values():
             segment, representation = (int(table[name].iloc[rows[0]]) for name in ("segment", "representation"))
             measured = presentation.frame_quality(int(programme.clip_segment[segment]), representation, metric)
             values[rows] = measured[table["frame"].to_numpy()[rows]]
@@ -121,7 +121,7 @@ def _with_concealed(table: pd.DataFrame, log: SessionLog, programme: Programme) 
 def summarise(log: SessionLog, frames: pd.DataFrame, programme: Programme, rule: SevereRule) -> dict[str, Any]:
     """Return the numbers of the printed table, and those behind them, as JSON takes them."""
     metrics = [name for name in known_metrics() if name in frames]
-    shown = frames.drop_duplicates("segment")
+    shown = frames.drop_duplicates("segment", keep="last")  # the highest that was shown of it
     sizes = programme.ladder.segment_bytes[shown["segment"], shown["representation"]]
     shown_s = float(programme.ladder.segment_duration_s[shown["segment"]].sum())
     numbers = {

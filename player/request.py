@@ -96,10 +96,12 @@ class InFlight:
     sent_s: float
     init_bytes: int
     """Part of the request's size."""
+    before_bytes: int = 0
+    """What the same answer brought before it and is taken in already."""
 
     def measure(self, transfer: TransferLike, now_s: float) -> ThroughputSample:
         """Return what a whole answer tells of the link; SessionError if it cannot be the answer to this request."""
-        expected_bytes = self.request.size_bytes
+        expected_bytes = self.before_bytes + self.request.size_bytes
         if transfer.size_bytes != expected_bytes:
             raise SessionError(f"{transfer.size_bytes} bytes arrived, but {expected_bytes} were requested")
         if transfer.finish_s > now_s + CLOCK_TOLERANCE_S or transfer.request_s < self.sent_s - CLOCK_TOLERANCE_S:
@@ -114,8 +116,9 @@ class InFlight:
 
     def check_received(self, received_bytes: int) -> None:
         """Raise SessionError if an answer cannot have that many bytes."""
-        if not 0 <= received_bytes <= self.request.size_bytes:
-            raise SessionError(f"{received_bytes} bytes received of {self.request.size_bytes}")
+        total_bytes = self.before_bytes + self.request.size_bytes
+        if not self.before_bytes <= received_bytes <= total_bytes:
+            raise SessionError(f"{received_bytes} bytes received of {total_bytes}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ No I/O and no clock, so a virtual-time simulator and a real client drive the sam
     session.on_progress(now_s, bytes, ...)   so much has arrived; True: cancel the transfer and ask for the next action
     session.on_complete(now_s, transfer)     the request's last byte arrived
     session.on_error(now_s, reason, ...)     it failed or timed out
-    session.take_kept()                      after a request that ended unfinished: what of it to render all the same
+    session.take_kept()                      after progress, or a failure: what of the request to render by itself
     session.on_rendered(now_s, segment)      the downloaded segment became frames; only then can it be shown
 
 Rules. One request at a time. A segment is requested when it fits under the buffer cap together with everything
@@ -16,7 +16,8 @@ switch); then the segment is skipped and playback jumps the gap (dash.js): its t
 rebuffered. A controller may have a buffered segment fetched again in a better representation, or its missing layers,
 until its first frame is shown. On a layered ladder the whole layers of a request that failed or was given up are kept:
 the segment counts as arrived in the representation that they make up. With `conceal_s` a stop begins with made-up
-frames, and stands still only after that; a layered segment that is waited for is shown as soon as its base is there.
+frames, and stands still only after that; a layered segment that is waited for is shown as soon as its base is there,
+while the rest of the request goes on: when it has come, the segment is shown with it from there on.
 Always: startup + played + concealed + rebuffered = elapsed.
 """
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 from abr import (
     Abr,
@@ -159,23 +161,26 @@ class Session:
         """Take in how much of the answer has arrived; return whether the request is given up.
 
         If so, the driver cancels the transfer and calls next_action, which asks for the segment in the representation
-        that the controller named. What had arrived is thrown away (but see `take_kept`), counted, and a measurement of
-        the link if `first_byte_s`, the arrival of its first byte, is known.
+        that the controller named; what had arrived is thrown away (but see `take_kept`), counted, and a measurement of
+        the link if `first_byte_s`, the arrival of its first byte, is known. If it is not given up, a whole part of it
+        may be wanted at once: see `take_kept`.
         """
         in_flight = self._expect_in_flight("on_progress")
         request = in_flight.request
         in_flight.check_received(received_bytes)
         self._advance(now_s)
-        if received_bytes == request.size_bytes:
+        if received_bytes == in_flight.before_bytes + request.size_bytes:
             return False
         if request.held is not None:
-            if request.segment in self._stock:
+            if self._is_useful(in_flight):
                 return False
-            self._abandon(None, received_bytes, first_byte_s)  # its first frame is on the screen: too late
+            self._abandon(None, received_bytes, first_byte_s)  # too late
             return True
-        if self._shows_bases and self._runs_dry() and self._stock.whole_part(request, received_bytes) is not None:
-            self._abandon(None, received_bytes, first_byte_s)
-            return True
+        if self._shows_bases and self._runs_dry():
+            part = self._stock.whole_part(request, received_bytes)
+            if part is not None:
+                self._take_in_part(in_flight, part, first_byte_s)
+                return False
         target = self._adviser.abandon(in_flight, self._observe(request.segment), received_bytes, first_byte_s)
         if target is not None:
             self._abandon(target, received_bytes, first_byte_s)
@@ -215,8 +220,8 @@ class Session:
             self._skip(request.segment)
 
     def take_kept(self) -> Request | None:
-        """Return, once, the part that the request that has just ended unfinished brought whole: as if it had been asked
-        for.
+        """Return, once, the part that a request that has ended unfinished, or goes on, has brought whole: as if it had
+        been asked for.
 
         The driver renders them as it does a whole answer. Always None on a ladder without layers.
         """
@@ -300,10 +305,11 @@ class Session:
         in_flight, self._in_flight = self._expect_in_flight("the end of a request"), None
         request, now_s = in_flight.request, self._clock.now_s
         row = self._rows[request.segment]
+        sample = in_flight.measure_part(received_bytes, first_byte_s, now_s)
+        received_bytes -= in_flight.before_bytes
         row.wasted_bytes += received_bytes
         if self.state is PlaybackState.ENDED:  # an upgrade that nobody waits for any more
             return False
-        sample = in_flight.measure_part(received_bytes, first_byte_s, now_s)
         if sample is not None:
             self._meter.add(sample)
         part = self._stock.whole_part(request, received_bytes)
@@ -316,6 +322,30 @@ class Session:
         self._take_in(InFlight(part, in_flight.sent_s, init_bytes), arrival)
         self._kept = part
         return True
+
+    def _take_in_part(self, in_flight: InFlight, part: Request, first_byte_s: float | None) -> None:
+        """Take in the layers of a request under way that are whole; what lies above them goes on as their upgrade."""
+        request, now_s = in_flight.request, self._clock.now_s
+        init_bytes = self._stock.init_bytes(part.representation, part.held)
+        arrival = ThroughputSample(part.size_bytes, in_flight.sent_s, first_byte_s or now_s, now_s, complete=False)
+        self._take_in(InFlight(part, in_flight.sent_s, init_bytes), arrival)
+        self._kept = part
+        rest = replace(request, size_bytes=request.size_bytes - part.size_bytes, held=part.representation)
+        self._in_flight = replace(
+            in_flight, request=rest, init_bytes=in_flight.init_bytes - init_bytes, before_bytes=part.size_bytes
+        )
+        self._pending = Pending(request.segment, request.representation, now_s, part.representation, request.mode)
+
+    def _is_useful(self, in_flight: InFlight) -> bool:
+        """Say whether an upgrade under way can still be shown: before its segment begins, the rest of a split request
+        as long as the segment plays."""
+        segment = in_flight.request.segment
+        if segment in self._stock:
+            return True
+        begun_s, row = self._rows[segment].content_start_s, self._rows[segment]
+        if not in_flight.before_bytes or begun_s is None:
+            return False
+        return self._clock.played_s < begun_s + row.duration_s - MEDIA_TOLERANCE_S
 
     def _runs_dry(self) -> bool:
         """Say whether the viewer has seen all there is, and nothing is being rendered."""
@@ -351,13 +381,16 @@ class Session:
         self._adviser.learn(Outcome(observation, request.representation, sent_s, is_upgrade, abandoned_for))
 
     def _upgrade(self, fetched: InFlight) -> None:
-        """Show a segment in the version that has just been rendered, unless its first frame has been shown."""
-        request = fetched.request
-        if not self._clock.upgrade(request.segment, request.representation):
-            return
+        """Show a segment in the version that has just been rendered, unless its first frame has been shown.
+
+        The rest of a request whose base was shown at once may come while the segment plays, and is shown from there on.
+        """
+        request, row, now_s = fetched.request, self._rows[fetched.request.segment], self._clock.now_s
         size_bytes = request.size_bytes - fetched.init_bytes
-        is_layer, now_s = self.ladder.layer_bytes is not None, self._clock.now_s
-        self._rows[request.segment].improve(request.representation, size_bytes, now_s, is_layer=is_layer)
+        if self._clock.upgrade(request.segment, request.representation):
+            row.improve(request.representation, size_bytes, now_s, is_layer=self.ladder.layer_bytes is not None)
+        elif not (fetched.before_bytes and row.raise_from(self._clock.played_s, request.representation, size_bytes)):
+            return
         self._note(SegmentUpgraded(now_s, request.segment, request.representation))
 
     def _excess_s(self) -> float:

@@ -529,7 +529,8 @@ def test_whole_layers_of_a_failed_request_are_kept():
     session.next_action(0.0)
     session.on_error(4.0, "timeout", 50_000, first_byte_s=1.0)
     kept = session.take_kept()
-    assert kept is not None and (kept.segment, session.take_kept()) == (0, None)
+    assert kept is not None
+    assert (kept.segment, session.take_kept()) == (0, None)
     session.on_rendered(4.0, 0)
     assert session.state is PlaybackState.PLAYING
     assert session.next_action(4.0).segment == 1
@@ -565,14 +566,53 @@ def test_a_stop_ends_with_the_base_layer_if_stops_are_concealed(conceal_s):
     assert session.wants_progress is (conceal_s > 0)
     assert not session.on_progress(2.2, 25_000, first_byte_s=1.0)
     assert not session.on_progress(2.3, 24_999, first_byte_s=1.0)
-    assert session.on_progress(2.4, 30_000, first_byte_s=1.0) is (conceal_s > 0)
+    assert not session.on_progress(2.4, 30_000, first_byte_s=1.0)
     kept = session.take_kept()
-    assert (None if kept is None else kept.segment) == (1 if conceal_s else None)
-    if conceal_s:
-        session.on_rendered(2.4, 1)
-        assert session.state is PlaybackState.PLAYING
-        assert session.log().segments[1]["representation"] == 0
-        assert session.log().segments[1]["wasted_bytes"] == 5_000
+    assert (None if kept is None else (kept.segment, kept.representation)) == ((1, 0) if conceal_s else None)
+
+
+def split_request():
+    """A session that shows the base of segment 1 since 2.4, while its other 55000 bytes are on their way."""
+    session = Session(make_layered(), Script([2, 2, 0]), PlayerConfig(conceal_s=1.0))
+    answer(session, 0.0)
+    session.next_action(0.25)
+    session.on_progress(2.4, 30_000, first_byte_s=1.0)
+    session.take_kept()
+    session.on_rendered(2.4, 1)
+    assert session.state is PlaybackState.PLAYING
+    return session
+
+
+def test_the_rest_of_a_request_goes_on_while_its_base_plays():
+    session = split_request()
+    assert isinstance(session.next_action(2.4), Wait)
+    assert not session.on_progress(2.9, 60_000, first_byte_s=1.0)
+    session.on_complete(3.0, Done(0.25, 1.0, 3.0, 80_000))
+    session.on_rendered(3.0, 1)
+    row = session.log().segments[1]
+    assert (row["representation"], row["raised_to"], row["raised_after_s"]) == (0, 2, pytest.approx(0.6))
+    assert (row["size_bytes"], row["wasted_bytes"], row["upgrades"]) == (80_000, 0, 1)
+    frames = session.log().frames([10] * session.ladder.segments)
+    shown = frames["representation"][frames["segment"] == 1]
+    assert shown.tolist() == [0, 0, 0][: len(shown)]
+    assert session.next_action(3.0).segment == 2
+
+
+def test_the_rest_of_a_request_is_given_up_when_its_segment_is_over():
+    session = split_request()
+    assert session.on_progress(4.5, 60_000, first_byte_s=1.0)
+    row = session.log().segments[1]
+    assert (row["representation"], row["raised_to"]) == (0, None)
+    assert (row["size_bytes"], row["wasted_bytes"], row["abandonments"]) == (25_000, 35_000, 1)
+    assert session.next_action(4.5).segment == 2
+
+
+def test_the_rest_of_a_request_may_fail():
+    session = split_request()
+    session.on_error(2.8, "reset", 40_000, first_byte_s=1.0)
+    row = session.log().segments[1]
+    assert (row["size_bytes"], row["wasted_bytes"], row["retries"]) == (25_000, 15_000, 0)
+    assert session.next_action(2.8).segment == 2
 
 
 def test_a_representation_fetched_at_once_brings_all_its_layers():
@@ -784,6 +824,7 @@ def drive(session, times_s, render_times_s, failures):
             session.received_bytes += action.size_bytes // 3
             render_kept()
             continue
+        render_kept()
         render_until(finish_s)
         now_s = finish_s
         if failed or took_s > action.timeout_s:
