@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from player.chain import Chain, unpack_chain
 from player.entropy import CodesDecoder, CodesEncoder, Layout
 from player.errors import BitstreamError
 from player.mp4 import (
@@ -30,7 +31,8 @@ from player.sample import FORMAT_VERSION, V_SHARED, BaseHeader, HeaderReader, wr
 SCHEME_URI = "tag:promptdash,2026:prompt:1"
 MAX_RANK = 4096
 MAX_SEGMENT_CODES = 1 << 22  # codes of one segment; bounds the memory and the time that hostile bytes can cost a reader
-_INFO = struct.Struct(">BxHHHIIHHHHIIHHB")  # docs/format.md, "StreamInfo"
+_INFO = struct.Struct(">BBHHHIIHHHHIIHHB")  # docs/format.md, "StreamInfo"
+_CHAINED = 1  # flag: latents are carried from segment to segment
 _CRC = struct.Struct(">I")
 
 
@@ -55,6 +57,7 @@ class StreamInfo:
     grid_height: int = 0  # the tokens' layout in rows, grid_height * grid_width == tokens; 0, 0: no layout
     grid_width: int = 0
     base_rank: int = 0  # components that another representation carries; 0: this one stands alone
+    chain: Chain | None = None  # segments build on each other and decode in order only; None: each stands alone
 
     def __post_init__(self) -> None:
         _check_info(self)
@@ -238,6 +241,11 @@ def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
     return Segment(frames, u_scale, v_scale, prompts, codes[0].motion)
 
 
+def segment_number(data: bytes) -> int:
+    """Return the number of a media segment (of its lowest layer) in its stream, as its boxes say it."""
+    return read_fragment(split_segments(data, b"moof")[0]).sequence
+
+
 def check_segment(infos: Sequence[StreamInfo], data: bytes) -> None:
     """Check the CRCs of what `read_layers` takes, without decoding any of it; errors as there."""
     _open_layers(infos, data)
@@ -299,17 +307,23 @@ def _pack_info(info: StreamInfo) -> bytes:
     name = info.generator_id.encode()
     fields = (info.rank, info.base_rank, info.norm_rank, info.tokens, info.width, info.frame_width, info.frame_height)
     more = (info.display_width, info.display_height, info.fps.numerator, info.fps.denominator)
-    return _INFO.pack(FORMAT_VERSION, *fields, *more, info.grid_height, info.grid_width, len(name)) + name
+    flags, chain = (_CHAINED, info.chain.pack()) if info.chain else (0, b"")
+    return (
+        _INFO.pack(FORMAT_VERSION, flags, *fields, *more, info.grid_height, info.grid_width, len(name)) + name + chain
+    )
 
 
 def _unpack_info(data: bytes) -> StreamInfo:
     fields = _INFO.unpack_from(data)
-    _, rank, base_rank, norm_rank, tokens, width, frame_width, frame_height, display_width, display_height = fields[:10]
-    numerator, denominator, grid_height, grid_width, length = fields[10:]
-    if len(data) != _INFO.size + length:
-        raise BitstreamError(f"stream description of {len(data)} bytes, expected {_INFO.size + length}")
+    flags, rank, base_rank, norm_rank, tokens, width, frame_width, frame_height = fields[1:9]
+    display_width, display_height, numerator, denominator, grid_height, grid_width, length = fields[9:]
+    end = _INFO.size + length
+    if flags not in (0, _CHAINED):
+        raise BitstreamError(f"stream description: flags {flags:#04x}, but this build knows {_CHAINED:#04x} only")
+    if len(data) < end or (len(data) > end and not flags):
+        raise BitstreamError(f"stream description of {len(data)} bytes, expected {end}")
     try:
-        name = data[_INFO.size :].decode()
+        name = data[_INFO.size : end].decode()
     except UnicodeDecodeError as error:
         raise BitstreamError(f"generator id is no UTF-8: {error}") from error
     if not denominator:
@@ -328,6 +342,7 @@ def _unpack_info(data: bytes) -> StreamInfo:
         grid_height=grid_height,
         grid_width=grid_width,
         base_rank=base_rank,
+        chain=unpack_chain(data[end:]) if flags else None,
     )
 
 
@@ -342,6 +357,8 @@ def _check_info(info: StreamInfo) -> None:
         raise BitstreamError(f"stream description: {info.rank} x ({info.tokens} + {info.width}) codes a key prompt")
     if not isinstance(info.base_rank, int) or not 0 <= info.base_rank < info.rank:
         raise BitstreamError(f"stream description: base rank {info.base_rank!r}, expected 0 to {info.rank - 1}")
+    if info.chain and info.base_rank:
+        raise BitstreamError("stream description: a chained stream cannot be a layer on top of another")
     if info.display_width > info.frame_width or info.display_height > info.frame_height:
         raise BitstreamError(
             f"stream description: {info.display_width}x{info.display_height} shown of a frame of "

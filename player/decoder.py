@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import av
@@ -12,19 +12,18 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import Tensor
 
-from player.bitstream import Segment, StreamInfo, read_inits, read_layers
+from player.bitstream import Segment, StreamInfo, read_inits, read_layers, segment_number
 from player.codecs import CODECS, PROMPT, VAE, plugin_decoder
 from player.conceal import drift_frames, extend_picture, extend_prompts, last_interval
+from player.engine import Pending, RenderOptions, engine_of
 from player.errors import DecodeError, GeneratorMismatchError
 from player.generator import Generator, load_generator
+from player.latent_chain import LatentChain
 from player.latents import Autoencoder, LatentStreamDecoder, load_autoencoder
 from player.motion import MOTION_STEP_PX, Between, frames_between
 from player.pixels import from_pixels as from_pixels
 from player.pixels import to_pixels
 from player.prompt import dequantize, interpolate, interpolation_matrix
-
-# A large batch is fastest on a GPU; on a CPU it only costs memory.
-_CPU_BATCH, _GPU_BATCH = 16, 64
 
 
 class Decoder(Protocol):
@@ -44,7 +43,6 @@ def _key_factors(segment: Segment, generator: Generator) -> tuple[Tensor, Tensor
     return dequantize(u, u_scale), dequantize(v, v_scale)
 
 
-@torch.no_grad()
 def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np.ndarray:
     """Return the frames uint8 [T, H, W, 3] of a prompt segment at the generator's size.
 
@@ -52,47 +50,81 @@ def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np
     frame is rendered from its interpolated prompt.
 
     Raises:
-        DecodeError: the generator made values that are no numbers.
+        DecodeError: the generator made values that are no numbers, or its frames do not fit the device's memory.
     """
-    u, v = _key_factors(segment, generator)
-    offsets = np.array([key.frame_offset for key in segment.keys])
     if segment.motion is None:
-        weights = interpolation_matrix(offsets, segment.frames).to(generator.device)
-        embeddings = generator.space.compose(interpolate(u, weights), interpolate(v, weights), norm_rank)
-        return torch.cat([to_pixels(frames) for frames in _render(embeddings, generator)]).cpu().numpy()
-    keys = torch.cat(list(_render(generator.space.compose(u, v, norm_rank), generator)))
-    codes = torch.from_numpy(segment.motion).to(generator.device)
-    motion = dequantize(codes, torch.tensor(MOTION_STEP_PX, device=generator.device))
-    between = Between.of(offsets, segment.frames).to(generator.device)
-    places = torch.arange(segment.frames, device=generator.device).split(_batch(generator))
-    return torch.cat([to_pixels(frames_between(keys, motion, between[part])) for part in places]).cpu().numpy()
+        return _start_rendering(segment, norm_rank, generator).result()
+    with torch.no_grad():
+        u, v = _key_factors(segment, generator)
+        keys = engine_of(generator).generate(generator.space.compose(u, v, norm_rank))
+        codes = torch.from_numpy(segment.motion).to(generator.device)
+        motion = dequantize(codes, torch.tensor(MOTION_STEP_PX, device=generator.device))
+        between = Between.of(_offsets(segment), segment.frames).to(generator.device)
+        places = torch.arange(segment.frames, device=generator.device).split(engine_of(generator).batch)
+        return torch.cat([to_pixels(frames_between(keys, motion, between[part])) for part in places]).cpu().numpy()
 
 
 @torch.no_grad()
-def render_beyond(segment: Segment, count: int, fps: float, norm_rank: int, generator: Generator) -> np.ndarray:
-    """Return `count` frames uint8 [n, H, W, 3] made up to follow a segment whose successor is late (player.conceal)."""
+def _start_rendering(segment: Segment, norm_rank: int, generator: Generator) -> Pending:
+    """Put a segment without motion on its way through the generator."""
+    return engine_of(generator).submit(_embeddings(segment, norm_rank, generator))
+
+
+def _embeddings(segment: Segment, norm_rank: int, generator: Generator) -> Tensor:
+    """Return the embeddings [T, L, D] of all frames, from prompts interpolated between the key prompts."""
+    u, v = _key_factors(segment, generator)
+    weights = interpolation_matrix(_offsets(segment), segment.frames).to(generator.device)
+    return generator.space.compose(interpolate(u, weights), interpolate(v, weights), norm_rank)
+
+
+def _offsets(segment: Segment) -> np.ndarray:
+    return np.array([key.frame_offset for key in segment.keys])
+
+
+@torch.no_grad()
+def render_chained(
+    segment: Segment, number: int, norm_rank: int, chain: LatentChain, generator: Generator
+) -> np.ndarray:
+    """Return the frames uint8 [T, H, W, 3] of segment `number` of a chained stream; errors as of `render_segment`.
+
+    Raises:
+        DecodeError: the segment before was not decoded, or it has motion, which such streams do not.
+    """
+    if segment.motion is not None:
+        raise DecodeError(f"segment {number} of a chained stream has motion, expected interpolated prompts alone")
+    embeddings = _embeddings(segment, norm_rank, generator)
+    batch = engine_of(generator).most_frames(embeddings)
+    shown = []
+    for latents in chain.latents(number, embeddings, _offsets(segment), batch=batch):
+        frames = generator.decode_latents(latents)
+        if not torch.isfinite(frames).all():
+            raise DecodeError(f"generator {generator.id} rendered values that are not finite")
+        shown.append(to_pixels(frames))
+    return torch.cat(shown).cpu().numpy()
+
+
+@torch.no_grad()
+def render_beyond(
+    segment: Segment, count: int, fps: float, norm_rank: int, generator: Generator, start: Tensor | None = None
+) -> np.ndarray:
+    """Return `count` frames uint8 [n, H, W, 3] made up to follow a segment whose successor is late (player.conceal).
+
+    Args:
+        start: what the frames start from [C, h, w], in a chained stream.
+    """
     u, v = _key_factors(segment, generator)
     interval = last_interval(segment)
     drift = drift_frames(count, fps, gap=segment.frames - 1 - segment.keys[-1].frame_offset)
+    engine = engine_of(generator)
     if segment.motion is not None:
-        key = torch.cat(list(_render(generator.space.compose(u[-1:], v[-1:], norm_rank), generator)))
+        key = engine.generate(generator.space.compose(u[-1:], v[-1:], norm_rank))
         return extend_picture(key, segment.motion[-1], interval, drift)
     u, v = (extend_prompts(factors, interval, drift) for factors in (u, v))
     embeddings = generator.space.compose(u, v, norm_rank)
-    return torch.cat([to_pixels(frames) for frames in _render(embeddings, generator)]).cpu().numpy()
-
-
-def _batch(generator: Generator) -> int:
-    return _CPU_BATCH if generator.device.type == "cpu" else _GPU_BATCH
-
-
-def _render(embeddings: Tensor, generator: Generator) -> Iterator[Tensor]:
-    """Yield the frames float32 [n, 3, H, W] of embeddings [T, L, D], batch by batch."""
-    for chunk in embeddings.split(_batch(generator)):
-        frames = generator.generate(chunk).float()
-        if not torch.isfinite(frames).all():
-            raise DecodeError(f"generator {generator.id} rendered values that are not finite")
-        yield frames
+    if start is None:
+        return engine.render(embeddings)
+    parts = embeddings.split(engine.most_frames(embeddings))
+    return torch.cat([to_pixels(generator.generate(part, start)) for part in parts]).cpu().numpy()
 
 
 class PromptDecoder:
@@ -107,7 +139,7 @@ class PromptDecoder:
         self._layers = read_inits(init)
         self.info: StreamInfo = self._layers[-1]
         self.generator = generator
-        if generator.id != self.info.generator_id and not generator.id.startswith(f"{self.info.generator_id}-"):
+        if not _is_same(generator.id, self.info.generator_id):
             raise GeneratorMismatchError(
                 f"segments were fitted to generator {self.info.generator_id}, but {generator.id} is loaded"
             )
@@ -121,19 +153,51 @@ class PromptDecoder:
                 f"but the generator makes {expected} up to rank {generator.max_rank}"
             )
 
+        self._chain = LatentChain(self.info.chain, generator) if self.info.chain else None
+
     def decode(self, segment: bytes) -> np.ndarray:
         """Return the frames uint8 [T, H, W, 3] of a segment, cropped to the display size."""
-        return self._crop(render_segment(read_layers(self._layers, segment), self.info.norm_rank, self.generator))
+        read = read_layers(self._layers, segment)
+        if self._chain is None:
+            return self._crop(render_segment(read, self.info.norm_rank, self.generator))
+        number = segment_number(segment)
+        return self._crop(render_chained(read, number, self.info.norm_rank, self._chain, self.generator))
+
+    def decode_all(self, segments: Iterable[bytes]) -> Iterator[np.ndarray]:
+        """Yield the frames of segments one after the other, as `decode` does, one segment ahead.
+
+        While the device renders a segment, the next one's bytes are read and uploaded.
+        """
+        ahead: Pending | None = None
+        for segment in segments:
+            read = None if self._chain else read_layers(self._layers, segment)
+            if read is None or read.motion is not None:
+                shown, following = self.decode(segment), None
+            else:
+                shown, following = None, _start_rendering(read, self.info.norm_rank, self.generator)
+            if ahead is not None:
+                yield self._crop(ahead.result())
+            if shown is not None:
+                yield shown
+            ahead = following
+        if ahead is not None:
+            yield self._crop(ahead.result())
 
     def conceal(self, segment: bytes, count: int) -> np.ndarray:
         """Return `count` made-up frames uint8 [n, H, W, 3] that follow a segment, for when the next one is late."""
         read = read_layers(self._layers, segment)
-        return self._crop(render_beyond(read, count, float(self.info.fps), self.info.norm_rank, self.generator))
+        start = self._chain.after(segment_number(segment)) if self._chain else None
+        return self._crop(render_beyond(read, count, float(self.info.fps), self.info.norm_rank, self.generator, start))
 
     def _crop(self, frames: np.ndarray) -> np.ndarray:
         info = self.info
         top, left = (info.frame_height - info.display_height) // 2, (info.frame_width - info.display_width) // 2
         return frames[:, top : top + info.display_height, left : left + info.display_width]
+
+
+def _is_same(loaded: str, wanted: str) -> bool:
+    """Whether an id is the wanted one, or, where that has no digest, of that hub id or of a folder called like it."""
+    return loaded == wanted or loaded.rpartition("-")[0] in (wanted, wanted.rpartition("/")[2])
 
 
 class VideoDecoder:
@@ -172,17 +236,28 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     ).to_ndarray()
 
 
-def load_model(codec: str, spec: str, *, device: str = "auto") -> Generator | Autoencoder | None:
+def load_model(
+    codec: str,
+    spec: str,
+    *,
+    decoder: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    options: RenderOptions | None = None,
+) -> Generator | Autoencoder | None:
     """Return what a codec's decoders need loaded, for `create_decoder`: a generator, an autoencoder, or nothing.
 
     Args:
         codec: as in manifests.
-        spec: `embedded`, a folder in diffusers layout or a hub id, as for `player.generator.load_generator`.
-        device: auto, cpu, cuda or cuda:N.
+        spec: `embedded`, a folder in diffusers layout or a hub id; this and the next three as for
+            `player.generator.load_generator`.
+        options: how a generator renders.
     """
     if codec == PROMPT:
-        return load_generator(spec, device=device)
-    return load_autoencoder(spec, device=device) if codec == VAE else None
+        generator = load_generator(spec, decoder=decoder or None, device=device, dtype=dtype)
+        generator.options = options
+        return generator
+    return load_autoencoder(decoder or spec, device=device) if codec == VAE else None
 
 
 def create_decoder(codec: str, init: bytes, *, generator: Generator | Autoencoder | None = None) -> Decoder:

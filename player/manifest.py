@@ -24,6 +24,7 @@ from player.errors import ManifestError
 
 PROFILE = "urn:mpeg:dash:profile:isoff-live:2011"
 RANK_SCHEME = "tag:promptdash,2026:rank"  # SupplementalProperty of a Representation: rank of its prompts
+CHAIN_SCHEME = "tag:promptdash,2026:chained"  # EssentialProperty of the AdaptationSet: segments decode in order only
 QUALITY_SCHEME = "tag:promptdash,2026:quality"  # SupplementalProperty of the MPD: the quality sidecar's file name
 INIT_TEMPLATE = "$RepresentationID$/init.mp4"
 MEDIA_TEMPLATE = "$RepresentationID$/seg-$Number%05d$.m4s"
@@ -87,6 +88,7 @@ class Manifest:
     representations: tuple[Representation, ...]  # ascending bandwidth
     quality_sidecar: str = "quality.json"  # file name beside the MPD
     min_buffer_s: float = 2.0  # @minBufferTime; see min_buffer_s()
+    chained: bool = False  # segments build on each other: no seeking, and nothing to switch to
 
     def __post_init__(self) -> None:
         _check_manifest(self)
@@ -163,7 +165,12 @@ def read_mpd(text: str) -> Manifest:
     (adaptation,) = _children(period, "AdaptationSet")
     if len(adaptation) < 2:
         raise ManifestError(f"AdaptationSet: {len(adaptation)} children, expected a template and representations")
-    template, *rungs = _children(adaptation, "SegmentTemplate", *["Representation"] * (len(adaptation) - 1))
+    chained = _local(adaptation[0]) == "EssentialProperty"
+    properties = ["EssentialProperty"] * chained
+    found = _children(adaptation, *properties, "SegmentTemplate", *["Representation"] * (len(adaptation) - 1 - chained))
+    template, *rungs = found[chained:]
+    if chained:
+        _attributes(found[0], {"schemeIdUri": CHAIN_SCHEME, "value": "1"})
     fps = _read_frame_rate(_attribute(adaptation, "frameRate"))
     _attributes(template, {"initialization": INIT_TEMPLATE, "media": MEDIA_TEMPLATE, "startNumber": str(START_NUMBER)})
     _attributes(template, {"timescale": str(fps.numerator)})
@@ -180,6 +187,7 @@ def read_mpd(text: str) -> Manifest:
         representations=representations,
         quality_sidecar=_read_property(sidecar, QUALITY_SCHEME),
         min_buffer_s=float(_read_duration(mpd, "minBufferTime")),
+        chained=chained,
     )
     _attributes(adaptation, {"mimeType": mime_type(manifest.codec)})
     stated = _read_duration(mpd, "mediaPresentationDuration")
@@ -201,9 +209,11 @@ def _adaptation_set(manifest: Manifest) -> ElementTree.Element:
             "height": str(manifest.height),
             "frameRate": f"{manifest.fps.numerator}/{manifest.fps.denominator}",
             "segmentAlignment": "true",
-            "startWithSAP": "1",
+            "startWithSAP": "0" if manifest.chained else "1",
         },
     )
+    if manifest.chained:  # essential: a client that does not know it must leave the representations alone
+        ElementTree.SubElement(adaptation, "EssentialProperty", {"schemeIdUri": CHAIN_SCHEME, "value": "1"})
     template = ElementTree.SubElement(
         adaptation,
         "SegmentTemplate",
@@ -258,6 +268,8 @@ def _check_manifest(manifest: Manifest) -> None:
             raise ManifestError(
                 f"representation {rung.id}: codecs {rung.codecs}, rank {rung.rank} in a {manifest.codec} ladder"
             )
+    if manifest.chained and (manifest.codec != PROMPT or len(rungs) > 1):
+        raise ManifestError(f"chained: {len(rungs)} {manifest.codec} representations, expected one of prompts")
     below = [tuple(rung.id for rung in rungs[:position]) for position in range(len(rungs))]
     if any(rung.dependencies for rung in rungs) and [rung.dependencies for rung in rungs] != below:
         raise ManifestError("dependencyId: expected every representation to depend on all below it, or none on any")

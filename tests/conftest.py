@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,41 @@ def tiny_encoder(tiny_generator: Generator) -> PromptEncoder:
     encoder = load_encoder(tiny_generator)
     assert encoder is not None
     return encoder
+
+
+@pytest.fixture(scope="session")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model in the layout of SD-Turbo: UNet, AutoencoderTiny and scheduler, nothing of ours."""
+    import torch
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+
+    from experiments.random_models import SD_TURBO
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("plain") / "sd-turbo"
+    UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    ).save_pretrained(folder / "unet")
+    widths = (16, 16, 16, 16)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    )
+    last = vae.decoder.layers[-1]  # as it is drawn, every picture would be black
+    torch.nn.init.normal_(last.weight, std=0.5)
+    torch.nn.init.constant_(last.bias, 0.5)
+    vae.save_pretrained(folder / "vae")
+    shutil.copytree(SD_TURBO / "scheduler", folder / "scheduler")
+    return folder
 
 
 @pytest.fixture

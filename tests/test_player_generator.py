@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
 
+from experiments.random_models import SD_TURBO
 from player.errors import GeneratorError
 from player.generator import (
     EMBEDDED_FOLDER,
@@ -18,14 +19,7 @@ from player.generator import (
     resolve_dtype,
 )
 
-# The scheduler of stabilityai/sd-turbo as far as one step needs it.
-SD_TURBO_SCHEDULER = {
-    "prediction_type": "epsilon",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
+SD_TURBO_SCHEDULER = json.loads((SD_TURBO / "scheduler" / "scheduler_config.json").read_text())
 
 
 def test_constants_are_the_published_ones():
@@ -75,30 +69,9 @@ def test_identity_follows_the_weights(tiny_folder, tiny_generator, tmp_path):
 
 
 @pytest.fixture
-def plain_folder(tmp_path):
-    """A random model in the layout of SD-Turbo: UNet, AutoencoderTiny and scheduler, nothing of ours."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    )
-    unet.save_pretrained(tmp_path / "unet")
-    widths = (16, 16, 16, 16)
-    AutoencoderTiny(
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
-    ).save_pretrained(tmp_path / "vae")
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(SD_TURBO_SCHEDULER))
-    return tmp_path
+def own_folder(plain_folder, tmp_path):
+    """A copy of the plain folder that a test may spoil."""
+    return Path(shutil.copytree(plain_folder, tmp_path / "sd-turbo"))
 
 
 def test_a_plain_diffusers_folder_gets_the_published_prompt_space(plain_folder):
@@ -119,26 +92,26 @@ def test_another_decoder_can_be_named(plain_folder, tiny_folder):
         load_generator(str(plain_folder), decoder="missing", device="cpu")
 
 
-def test_missing_files_are_named(plain_folder):
-    (plain_folder / "scheduler" / "scheduler_config.json").unlink()
+def test_missing_files_are_named(own_folder):
+    (own_folder / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(GeneratorError, match=r"scheduler_config\.json is missing"):
-        load_generator(str(plain_folder), device="cpu")
+        load_generator(str(own_folder), device="cpu")
 
 
-def test_wrong_architecture_is_named(plain_folder):
-    config = plain_folder / "unet" / "config.json"
+def test_wrong_architecture_is_named(own_folder):
+    config = own_folder / "unet" / "config.json"
     content = json.loads(config.read_text())
     content["_class_name"] = "FluxTransformer2DModel"
     config.write_text(json.dumps(content))
     with pytest.raises(GeneratorError, match="found a FluxTransformer2DModel, expected a UNet2DConditionModel"):
-        load_generator(str(plain_folder), device="cpu")
+        load_generator(str(own_folder), device="cpu")
 
 
-def test_corrupt_weights_are_one_line(plain_folder):
-    weights = next((plain_folder / "unet").glob("*.safetensors"))
+def test_corrupt_weights_are_one_line(own_folder):
+    weights = next((own_folder / "unet").glob("*.safetensors"))
     weights.write_bytes(b"not a safetensors file")
     with pytest.raises(GeneratorError) as caught:
-        load_generator(str(plain_folder), device="cpu")
+        load_generator(str(own_folder), device="cpu")
     assert "\n" not in str(caught.value)
 
 
