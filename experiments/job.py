@@ -179,7 +179,9 @@ def _show(
     with ExitStack() as stack:
         stores = {}
         for package, result in zip(packages, results, strict=True):
-            model = load_model(package.codec, config.build.generator, device=config.build.device)
+            model = load_model(
+                package.codec, config.build.generator, decoder=config.build.decoder, device=config.build.device
+            )
             store = stores[package.codec] = stack.enter_context(open_store(package.presentation, model))
             with _bar(f"rendering {package.codec}", "segment") as bar:
                 report = render_played(store, result.segments, progress=partial(_set, bar))

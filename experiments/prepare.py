@@ -131,7 +131,11 @@ def package_key(codec: str, video: Path, config: BuildConfig) -> str:
 def _generator_part(codec: str, config: BuildConfig) -> object:
     """Return what a package depends on in the generator: its files, or for pixel codecs its frame size alone."""
     if codec not in (PROMPT, VAE):
-        return load_generator(config.generator, device="cpu").native_size if parse_size(config.size) is None else None
+        return (
+            load_generator(config.generator, decoder=config.decoder or None, device="cpu").native_size
+            if parse_size(config.size) is None
+            else None
+        )
     return folder_sha256(find_folder(config.generator))
 
 

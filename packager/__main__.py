@@ -89,7 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     prompts.add_argument(
         "--generator", default=defaults.generator, metavar="ID|DIR", help="embedded (default), a hub id or a folder"
     )
+    prompts.add_argument(
+        "--decoder", default="", metavar="ID|DIR", help="another latent decoder, such as madebyollin/taesd"
+    )
     prompts.add_argument("--preset", default=defaults.preset, help="fast (default) or paper, which takes hours")
+    prompts.add_argument(
+        "--start", default=AUTO, metavar="HOW", help="where fits start: encoder, empty or random (default: preset's)"
+    )
     prompts.add_argument(
         "--iterations", type=int, default=0, metavar="N", help="most steps a segment (default: preset's)"
     )
@@ -115,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     published.add_argument("--fps", type=float, default=30.0, help="frame rate; the files do not say it (default 30)")
     published.add_argument("--segment", type=float, default=defaults.segment_s, metavar="S", help="segment duration, s")
+    published.add_argument(
+        "--carry",
+        type=float,
+        default=0.0,
+        metavar="C",
+        help="chain the latents as published (0.05): plays in order only (default 0: segments stand alone)",
+    )
     published.add_argument("--force", action="store_true", help="replace what another import left in the folder")
     inspect = commands.add_parser(
         "inspect", help="print what is inside a package or one of its files", description="Print what is inside."
@@ -172,7 +185,9 @@ def _build(options: argparse.Namespace) -> int:
         ranks=options.ranks,
         interval=options.interval,
         generator=options.generator,
+        decoder=options.decoder,
         preset=options.preset,
+        start=options.start,
         iterations=options.iterations,
         seed=options.seed,
         layered=options.layered,
@@ -220,7 +235,7 @@ def _import(options: argparse.Namespace) -> int:
 
     folder = options.output or Path(f"{options.prompts.resolve().name}-prompt")
     presentation = import_prompts(
-        options.prompts, folder, fps=options.fps, segment_s=options.segment, force=options.force
+        options.prompts, folder, fps=options.fps, segment_s=options.segment, carry=options.carry, force=options.force
     )
     print(quality_table(presentation))
     print(f"{folder}: imported")

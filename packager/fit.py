@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from packager.encoder import PromptEncoder
 from packager.errors import BuildError
 from packager.losses import frame_loss, motion_rate, sequence_rate
 from packager.motion import estimate_motion, merge_still
+from packager.start import STARTS, first_prompts
 from player.bitstream import KeyPrompt, Segment
 from player.generator import Generator
 from player.motion import MOTION_STEP_PX, Between, frames_between
@@ -81,8 +83,12 @@ class FitConfig:
     autocast: str = "auto"
     """Arithmetic of the descent: auto (bfloat16 where the device is fast at it, else float32), bfloat16 or float32. The
     first and last losses, which decide what is kept, are always taken in the generator's own precision."""
-    amortised: bool = True
-    """Start from the encoder's prompt where the generator has an encoder, else from noise."""
+    start: str = "auto"
+    """Where it starts: encoder (one pass of the generator's encoder), empty (the generator's empty prompt and a small
+    random low-rank term), random (Promptus), or auto: the encoder where there is one, else random (docs/RESULTS.md)."""
+    frames_at_once: int = 0
+    """Most frames that pass the generator together, the rest being computed once more for the gradient (checkpointing);
+    0: all of a step, which is halved once, and said so, where memory runs out."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,6 +102,10 @@ class FitConfig:
             raise BuildError(f"fit.schedule is {self.schedule}, expected cosine or plateau")
         if self.autocast not in ("auto", "bfloat16", "float32"):
             raise BuildError(f"fit.autocast is {self.autocast}, expected auto, bfloat16 or float32")
+        if self.start not in STARTS:
+            raise BuildError(f"fit.start is {self.start}, expected one of {', '.join(STARTS)}")
+        if self.frames_at_once < 0:
+            raise BuildError(f"fit.frames_at_once is {self.frames_at_once}, expected 1 or more, or 0 for all")
         if not 0 <= self.worst_share < 1:
             raise BuildError(f"fit.worst_share is {self.worst_share}, expected 0 to below 1")
 
@@ -117,7 +127,7 @@ PAPER = FitConfig(
     rate_weight=0.0,
     embedding_weight=0.125,
     squared=True,
-    amortised=False,
+    start="random",
 )
 PRESETS = {"fast": FAST, "paper": PAPER}
 
@@ -168,11 +178,13 @@ class _Fit:
     config: FitConfig
     generator: Generator
     losses: Tensor = field(init=False)  # [T], last known loss of each frame
+    at_once: int = field(init=False)  # most frames that pass the generator together; 0: all
     _weights: Tensor = field(init=False)  # [T, K] interpolation of prompts
     _between: Between = field(init=False)  # where the frames lie between the key frames
 
     def __post_init__(self) -> None:
         frames, device = int(self.offsets[-1]) + 1, self.u.device
+        self.at_once = self.config.frames_at_once
         self.losses = torch.full((frames,), math.inf, device=device)
         self._weights = interpolation_matrix(self.offsets, frames).to(device)
         if self.motion is not None:
@@ -209,7 +221,10 @@ class _Fit:
 
     def _generate(self, embeddings: Tensor, dtype: torch.dtype) -> Tensor:
         with torch.autocast(embeddings.device.type, dtype, enabled=dtype != torch.float32):
-            return self.generator.generate(embeddings).float()
+            if not self.at_once or len(embeddings) <= self.at_once:
+                return self.generator.generate(embeddings).float()
+            parts = embeddings.split(self.at_once)
+            return torch.cat([checkpoint(self.generator.generate, part, use_reentrant=False) for part in parts]).float()
 
     def render(self, chosen: Tensor, ranks: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Return frames [n, 3, H, W] of the segment's frames `chosen` [n], each at its own rank [n], the generator
@@ -293,7 +308,7 @@ def fit_segment(
     offsets = key_offsets(len(frames), config.interval, scene_cuts(frames))
     if config.motion and config.still_error:
         offsets = merge_still(frames, offsets, config.still_error)
-    u, v = _start(frames[torch.from_numpy(offsets)], generator, encoder, config, rank)
+    u, v = first_prompts(frames[torch.from_numpy(offsets)], generator, encoder, config, rank)
     if config.share_v:
         v = v.mean(dim=0, keepdim=True)
     motion = nn.Parameter(estimate_motion(frames, offsets)) if config.motion and len(offsets) > 1 else None
@@ -317,21 +332,6 @@ def fit_segment(
     return _to_segment(fit, offsets, len(frames))
 
 
-@torch.no_grad()
-def _start(
-    key_frames: Tensor, generator: Generator, encoder: PromptEncoder | None, config: FitConfig, rank: int
-) -> tuple[Tensor, Tensor]:
-    """Return the first u [K, L, R], v [K, R, D]."""
-    if encoder is not None and config.amortised:
-        u, v = encoder(key_frames)
-        return u[..., :rank].clone(), v[:, :rank].clone()
-    source = torch.Generator().manual_seed(config.seed)
-    count = len(key_frames)
-    u = torch.rand(count, generator.tokens, rank, generator=source)
-    v = torch.rand(count, rank, generator.width, generator=source)
-    return u.to(generator.device), v.to(generator.device)
-
-
 def _descend(fit: _Fit, frames: Tensor, ranks: list[int], told: Callable[[int], None]) -> None:
     """Run Adam under the schedule until it is through or the schedule ends it; told(step) follows each step."""
     config = fit.config
@@ -350,11 +350,8 @@ def _descend(fit: _Fit, frames: Tensor, ranks: list[int], told: Callable[[int], 
                 group["lr"] = share * peak
         chosen = torch.from_numpy(_draw_frames(fit, rng)).to(frames.device)
         drawn = torch.from_numpy(_draw_ranks(ranks, len(chosen), rng)).to(frames.device)
-        output, embeddings = fit.render(chosen, drawn, dtype)
-        losses = fit.frame_losses(frames[chosen], output)
-        fit.losses[chosen] = losses.detach()
-        optimizer.zero_grad(set_to_none=True)
-        (losses.mean() + fit.regularizer(embeddings)).backward()
+        losses = _gradients(fit, frames, chosen, drawn, dtype)
+        fit.losses[chosen] = losses
         optimizer.step()
         value = losses.mean().item()
         smoothed = value if math.isnan(smoothed) else 0.8 * smoothed + 0.2 * value
@@ -366,6 +363,28 @@ def _descend(fit: _Fit, frames: Tensor, ranks: list[int], told: Callable[[int], 
         told(step + 1)
         if config.schedule == "plateau" and optimizer.param_groups[0]["lr"] < config.min_learning_rate:
             break
+
+
+def _gradients(fit: _Fit, frames: Tensor, chosen: Tensor, ranks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give the parameters their gradients of one step and return the losses [n] of its frames."""
+    while True:
+        for parameter in fit.parameters():
+            parameter.grad = None
+        try:
+            output, embeddings = fit.render(chosen, ranks, dtype)
+            losses = fit.frame_losses(frames[chosen], output)
+            (losses.mean() + fit.regularizer(embeddings)).backward()
+        except torch.OutOfMemoryError as error:
+            if fit.at_once or len(chosen) == 1:
+                shown = fit.at_once or 1
+                raise BuildError(
+                    f"the fit ran out of memory on {frames.device} with {shown} frames at once; give a smaller "
+                    "fit.frames_at_once, or free memory"
+                ) from error
+            fit.at_once = (len(chosen) + 1) // 2
+            log.warning("%s ran out of memory; fitting %d frames at once from now on", frames.device, fit.at_once)
+        else:
+            return losses.detach()
 
 
 def descent_dtype(name: str, device: torch.device) -> torch.dtype:

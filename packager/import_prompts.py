@@ -2,8 +2,8 @@
 
 A folder of them (github.com/JiangkaiWu/Promptus) holds one torch file per key frame, `frame_00010.prompt`, with 8-bit
 codes of U and V and one scale and zero point for each, and `init.pth`, the latent that its first frame starts from.
-Values are scale * (code - zero point), and these are kept exactly. The latent is checked but not packaged: this player
-starts every segment from the seeded noise.
+Values are scale * (code - zero point), and these are kept exactly. By default every segment starts from the seeded
+noise, and the latent is checked but not packaged; with `carry` the stream is chained as published, and plays in order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from packager.errors import BuildError, PackagerError
 from packager.folder import SIDECAR_NAME, claim
 from packager.video import as_frame_rate
 from player.bitstream import KeyPrompt, Segment, StreamInfo, write_init, write_segment
+from player.chain import Chain
 from player.manifest import START_NUMBER, Manifest, Representation, min_buffer_s
 from player.presentation import Presentation, RepresentationQuality, write_manifest, write_sidecar
 
@@ -74,12 +75,27 @@ def read_prompts(folder: Path) -> list[PublishedPrompt]:
             raise ImportedPromptsError(
                 f"{found[prompt.frame]}: rank {prompt.u.shape[1]}, but frame 0 has rank {prompts[0].u.shape[1]}"
             )
-    _check_latent(folder / "init.pth")
+    read_latent(folder)
     return prompts
 
 
+def read_latent(folder: Path) -> np.ndarray:
+    """Return the latent float32 [C, h, w] that a folder's first frame starts from; errors as of `read_prompts`."""
+    path = folder / "init.pth"
+    latent = _load(path)
+    if not isinstance(latent, torch.Tensor) or tuple(latent.shape) != _LATENT or not torch.isfinite(latent).all():
+        raise ImportedPromptsError(f"{path}: expected a finite tensor {list(_LATENT)}")
+    return latent[0].float().numpy()
+
+
 def import_prompts(
-    folder: str | Path, output: str | Path, *, fps: float = 30.0, segment_s: float = 2.0, force: bool = False
+    folder: str | Path,
+    output: str | Path,
+    *,
+    fps: float = 30.0,
+    segment_s: float = 2.0,
+    carry: float = 0.0,
+    force: bool = False,
 ) -> Presentation:
     """Package a folder of published prompts.
 
@@ -89,12 +105,16 @@ def import_prompts(
         fps: frame rate; the files do not say it.
         segment_s: segment duration, rounded to whole intervals. The key prompt at a boundary is sent with both
             segments, so that each stands alone: the first interpolates towards it, the second starts from it.
+        carry: share of the latent before that every interval starts from (published: 0.05); the stream then decodes in
+            order only. 0: segments stand alone.
         force: replace what another import left in the folder.
     """
     if not 0 < fps <= 240:
         raise BuildError(f"fps={fps:g}: expected up to 240 frames/s")
     if not 0.01 <= segment_s <= 3600:
         raise BuildError(f"segment_s={segment_s:g}: expected 0.01 to 3600 seconds")
+    if not 0 <= carry < 1:
+        raise BuildError(f"carry={carry:g}: expected 0 (segments stand alone) to below 1 (published: 0.05)")
     folder, output = Path(folder), Path(output)
     prompts = read_prompts(folder)
     rate = as_frame_rate(fps)
@@ -104,6 +124,10 @@ def import_prompts(
         GENERATOR_ID, TOKENS, WIDTH, rank, rank, FRAME_SIZE, FRAME_SIZE, FRAME_SIZE, FRAME_SIZE, rate, 0, 0
     )
     identity = {"prompts_sha256": _digest(prompts), "fps": str(rate), "segment_s": segment_s}
+    if carry:
+        chain = Chain.of(carry, read_latent(folder))
+        info = replace(info, chain=chain)
+        identity["chain_sha256"] = hashlib.sha256(chain.pack()).hexdigest()
     with claim(output, identity, {}, resume=True, force=force) as target:
         if target.finished:
             return Presentation.load(output)
@@ -116,7 +140,8 @@ def import_prompts(
             target.write(target.segment_path(name, index), data)
             sizes.append(len(data))
             start += segment.frames
-        _publish(output, folder.name, name, rank, rate, [segment.frames for segment in segments], len(init), sizes)
+        frames = [segment.frames for segment in segments]
+        _publish(output, folder.name, name, rank, rate, frames, len(init), sizes, chained=carry > 0)
         target.finish()
     return Presentation.load(output)
 
@@ -139,7 +164,16 @@ def _cut(prompts: Sequence[PublishedPrompt], frames_wanted: float) -> list[Segme
 
 
 def _publish(
-    output: Path, title: str, name: str, rank: int, rate: Fraction, frames: list[int], init_bytes: int, sizes: list[int]
+    output: Path,
+    title: str,
+    name: str,
+    rank: int,
+    rate: Fraction,
+    frames: list[int],
+    init_bytes: int,
+    sizes: list[int],
+    *,
+    chained: bool,
 ) -> None:
     bandwidth_bps = math.ceil((init_bytes + sum(sizes)) * 8 * rate / sum(frames))
     manifest = Manifest(
@@ -152,6 +186,7 @@ def _publish(
         representations=(Representation(name, bandwidth_bps, rank, "urim"),),
         quality_sidecar=SIDECAR_NAME,
         min_buffer_s=min_buffer_s(sizes, [count / float(rate) for count in frames], bandwidth_bps),
+        chained=chained,
     )
     write_sidecar(output, manifest, {name: RepresentationQuality(tuple(sizes), {})})
     write_manifest(output, manifest)
@@ -186,12 +221,6 @@ def _number(tensor: torch.Tensor, path: Path) -> float:
             f"{path}: scales and zero points are {list(tensor.shape)}, expected one finite number"
         )
     return float(tensor.item())
-
-
-def _check_latent(path: Path) -> None:
-    latent = _load(path)
-    if not isinstance(latent, torch.Tensor) or tuple(latent.shape) != _LATENT or not torch.isfinite(latent).all():
-        raise ImportedPromptsError(f"{path}: expected a finite tensor {list(_LATENT)}")
 
 
 def _load(path: Path) -> Any:

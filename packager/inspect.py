@@ -90,6 +90,7 @@ def _manifest_lines(manifest: Manifest) -> list[str]:
         f"segments     {len(durations)} of {durations.min():.3f} to {durations.max():.3f} s",
         f"min. buffer  {manifest.min_buffer_s:.3f} s",
         f"quality      {manifest.quality_sidecar}",
+        *(["chained      yes: segments decode in order only"] if manifest.chained else []),
     ]
 
 
@@ -108,6 +109,9 @@ def _describe_init(data: bytes) -> str:
         f"frames       {info.frame_width} x {info.frame_height}, shown {info.display_width} x {info.display_height}",
         f"frame rate   {_rate(info.fps)}",
     ]
+    if info.chain:
+        latent = " x ".join(str(side) for side in info.chain.shape)
+        lines.append(f"chained      carry {info.chain.carry:g}, first latent {latent}; decodes in order only")
     return "\n".join([*lines, *_box_lines(data)])
 
 

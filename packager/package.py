@@ -32,7 +32,7 @@ from packager.ladder import LadderCodec, PromptLadder, SourceStream, VideoLadder
 from packager.latent_ladder import LatentLadder
 from packager.ray_workers import Cluster, RayWorkers, connect
 from packager.segments import Tools, build_segments
-from packager.settings import NOT_IN_BYTES, BuildConfig, parse_size
+from packager.settings import AUTO, NOT_IN_BYTES, BuildConfig, parse_size
 from packager.versions import library_versions, version
 from packager.video import VideoInfo, as_frame_rate, cut_segments, iter_frames, probe, segment_frame_count
 from packager.video_encoders import VIDEO_ENCODERS
@@ -105,8 +105,10 @@ def build_prompts(
         PackagerError, player.errors.PlayerError: bad input, in one line.
     """
     config = config or BuildConfig()
-    generator = load_generator(config.generator, device=config.device)
+    generator = load_generator(config.generator, decoder=config.decoder or None, device=config.device)
     changes: dict[str, object] = {"interval": config.interval, "seed": config.seed}
+    if config.start != AUTO:
+        changes["start"] = config.start
     if config.iterations:
         changes["iterations"] = config.iterations
     codec = PromptLadder(
@@ -190,7 +192,7 @@ def build_latents(
     its own: `config.size` must say one then.
     """
     config = config or BuildConfig()
-    autoencoder = load_autoencoder(config.generator, device=config.device)
+    autoencoder = load_autoencoder(config.decoder or config.generator, device=config.device)
     if parse_size(config.size) is None and not (find_folder(config.generator) / "unet").is_dir():
         raise BuildError(f"size=auto: {config.generator} is an autoencoder without frame size; give one such as 256")
     source = open_source(video, config, native_size=_generators_size(config))
@@ -214,7 +216,7 @@ def _generators_size(config: BuildConfig) -> tuple[int, int]:
     """Return (width, height) of the generator's frames, which `config.size` at auto stands for; (0, 0) otherwise."""
     if parse_size(config.size) is not None:
         return 0, 0
-    height, width = load_generator(config.generator, device="cpu").native_size
+    height, width = load_generator(config.generator, decoder=config.decoder or None, device="cpu").native_size
     return width, height
 
 

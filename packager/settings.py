@@ -49,8 +49,12 @@ class BuildConfig:
     """Prompts: frames between key prompts, at most (Promptus: 10)."""
     generator: str = "embedded"
     """Prompts: embedded, a folder in diffusers layout, or a hub id such as stabilityai/sd-turbo."""
+    decoder: str = ""
+    """Prompts and vae: another latent decoder than the generator's own, such as madebyollin/taesd; empty: its own."""
     preset: str = "fast"
     """Prompts: fast, or paper (the published schedule; hours on a CPU)."""
+    start: str = AUTO
+    """Prompts: where a fit starts; auto, encoder, empty or random (docs/generator.md)."""
     iterations: int = 0
     """Prompts: most gradient steps on a segment; 0 takes the preset's."""
     seed: int = 0

@@ -102,7 +102,13 @@ def _add_play(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     render.add_argument("--render", action="store_true", help="decode what arrives; it is shown once it is decoded")
     render.add_argument("--out", type=Path, metavar="FILE.mp4", help="write what the viewer saw (implies --render)")
     render.add_argument("--generator", default="embedded", metavar="ID|DIR", help="of prompt streams")
+    render.add_argument("--decoder", default="", metavar="ID|DIR", help="another latent decoder (madebyollin/taesd)")
     render.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    render.add_argument("--dtype", default="auto", help="auto (default), float32, float16 or bfloat16")
+    render.add_argument(
+        "--compile", default="off", metavar="MODE", help="off (default), default or max-autotune (docs/gpu.md)"
+    )
+    render.add_argument("--batch", type=int, default=0, metavar="N", help="frames at a time (default: what fits)")
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -131,7 +137,11 @@ def _play(options: argparse.Namespace) -> int:
         link=_link_arguments(options),
         render=options.render or options.out is not None,
         generator=options.generator,
+        decoder=options.decoder,
         device=options.device,
+        dtype=options.dtype,
+        compile_mode=options.compile,
+        batch=options.batch,
         film=options.out,
         log=options.log,
         begin_at_s=options.begin_at,

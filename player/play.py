@@ -47,7 +47,13 @@ class PlayOptions:
     render: bool = False
     """Decode what arrives; only then is it shown."""
     generator: str = "embedded"
+    decoder: str = ""
+    """Another latent decoder than the generator's own; empty: its own."""
     device: str = "auto"
+    dtype: str = "auto"
+    compile_mode: str = "off"
+    batch: int = 0
+    """Frames rendered at a time; 0: as many as fit."""
     film: Path | None = None
     """Where to write what the viewer saw; needs `render`."""
     log: Path | None = None
@@ -135,7 +141,14 @@ async def _renderer(options: PlayOptions, programme: Programme, folder: Path) ->
     if options.render:
         frames = folder / "frames"
         async with WorkerRenderer(
-            programme.presentation, generator=options.generator, device=options.device, folder=frames
+            programme.presentation,
+            generator=options.generator,
+            decoder=options.decoder,
+            device=options.device,
+            dtype=options.dtype,
+            compile_mode=options.compile_mode,
+            batch=options.batch,
+            folder=frames,
         ) as worker:
             yield worker
     else:

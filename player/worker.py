@@ -31,15 +31,29 @@ class WorkerRenderer:
     than the clip.
     """
 
-    def __init__(self, presentation: Presentation, *, generator: str, device: str, folder: Path) -> None:
+    def __init__(
+        self,
+        presentation: Presentation,
+        *,
+        generator: str,
+        device: str,
+        folder: Path,
+        decoder: str = "",
+        dtype: str = "auto",
+        compile_mode: str = "off",
+        batch: int = 0,
+    ) -> None:
         """
         Args:
             generator: of prompt streams: `embedded`, a folder or a hub id.
             device: auto, cpu, cuda or cuda:N.
             folder: takes the frames.
+            decoder: another latent decoder than the generator's own, likewise.
+            dtype: auto, float32, float16 or bfloat16.
+            compile_mode, batch: as of `player.engine.RenderOptions`.
         """
         self._presentation, self._folder = presentation, folder
-        self._options = (presentation.manifest.codec, generator, device)
+        self._options = (presentation.manifest.codec, generator, decoder, device, dtype, compile_mode, batch)
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(
             1, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
@@ -93,12 +107,14 @@ class _Worker:
     decoders: dict[int, Decoder]
 
 
-def _open(codec: str, generator: str, device: str) -> None:
+def _open(codec: str, generator: str, decoder: str, device: str, dtype: str, compile_mode: str, batch: int) -> None:
     from player.decoder import load_model
+    from player.engine import RenderOptions
     from player.renderer import Renderer
 
     _Worker.codec = codec
-    _Worker.generator = load_model(codec, generator, device=device)
+    options = RenderOptions(compile=compile_mode, batch=batch)
+    _Worker.generator = load_model(codec, generator, decoder=decoder, device=device, dtype=dtype, options=options)
     _Worker.renderer = Renderer()
     _Worker.decoders = {}
 

@@ -1,6 +1,7 @@
 """Published prompts: exact values, and one line for everything that is wrong with a folder."""
 
 import pickle
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,8 @@ from packager.__main__ import main
 from packager.errors import BuildError
 from packager.import_prompts import GENERATOR_ID, ImportedPromptsError, import_prompts, read_prompts
 from player.bitstream import read_init, read_segment
+from player.errors import ManifestError
+from player.presentation import Presentation
 
 RANK, KEYS = 2, 4
 
@@ -53,6 +56,31 @@ def test_values_survive_and_segments_stand_alone(folder, tmp_path):
         frame += segment.frames
     total = sum(path.stat().st_size for path in (tmp_path / "out" / "r02").iterdir())
     assert presentation.bitrate_bps[0] == pytest.approx(total * 8 * 30 / 31)
+
+
+def test_a_chained_stream_carries_its_first_latent(folder, tmp_path, capsys):
+    latent = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.save(latent, folder / "init.pth")
+    alone = import_prompts(folder, tmp_path / "alone")
+    assert main(["import", str(folder), "-o", str(tmp_path / "chained"), "--carry", "0.05"]) == 0
+    chained = Presentation.load(tmp_path / "chained")
+    info = read_init(chained.read_init(0))
+    assert info.chain.carry == pytest.approx(0.05)
+    np.testing.assert_array_equal(info.chain.array(), latent[0].numpy())
+    assert chained.manifest.chained
+    assert not alone.manifest.chained
+    assert chained.init_bytes[0] - alone.init_bytes[0] == 4 * 4 * 64 * 64 + 10
+    text = (tmp_path / "chained" / "manifest.mpd").read_text()
+    assert 'startWithSAP="0"' in text
+    assert "EssentialProperty" in text
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "chained" / "r02" / "init.mp4")]) == 0
+    assert "carry 0.05, first latent 4 x 64 x 64; decodes in order only" in capsys.readouterr().out
+    assert main(["import", str(folder), "-o", str(tmp_path / "chained"), "--carry", "1"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    (rung,) = chained.manifest.representations
+    with pytest.raises(ManifestError, match="2 prompt representations, expected one of prompts"):
+        replace(chained.manifest, representations=(rung, replace(rung, id="other")))
 
 
 @pytest.mark.parametrize(
