@@ -9,7 +9,7 @@ from abr import Buffered, Decision, Ladder, Observation, OptionError, Rendering,
 from abr.mpc import best_plan
 from abr.qoe import create_qoe
 from abr.render_aware import RenderAware
-from abr.render_mpc import best_render_plan, scaled_mode_quality
+from abr.render_mpc import best_render_plan, frame_rate_cost, scaled_mode_quality
 
 S, R = 8, 3
 MODES = ("full", "half", "keys")
@@ -133,7 +133,12 @@ def test_quality_mpc_plans_modes_that_the_device_keeps_up_with(passes_per_s, mod
 def test_modes_lie_on_the_ladders_scale():
     table = scaled_mode_quality(make_ladder(), make_ladder().rendering)
     assert table[0, :, 0] == pytest.approx([0.0, 0.5, 1.0])
-    assert table[0, 0, 2] == pytest.approx(-0.75)
+    rate = 1 - (1 - np.exp(-7.4 * 4 / 30)) / (1 - np.exp(-7.4))
+    assert table[0, 0, 2] == pytest.approx(-0.75 - rate)
+
+
+def test_fewer_frames_cost_more_the_fewer_they_are():
+    assert frame_rate_cost(np.array([1.0, 0.5, 1 / 3, 0.15])) == pytest.approx([0.0, 0.024, 0.084, 0.329], abs=5e-4)
 
 
 def test_modes_that_were_not_measured_cannot_be_planned():
