@@ -23,7 +23,7 @@ from player.prompt import interpolate, interpolation_matrix
 
 def choose_references(embeddings: Tensor, base: Tensor, threshold: float) -> Tensor:
     """Return the frames int64 [K], rising, that are evaluated in full: the first, the last, and as few between as keep
-    every other frame's prompt near that of the reference before it.
+    every other frame's prompt near that of the reference before it. Where a prompt jumps, both sides are taken.
 
     Args:
         embeddings: [T, L, D] of consecutive frames.
@@ -31,12 +31,16 @@ def choose_references(embeddings: Tensor, base: Tensor, threshold: float) -> Ten
         threshold: largest root mean square of a prompt's change, relative to that of the prompt itself; 0 takes all.
     """
     prompts = (embeddings - base).float().flatten(1)
-    sizes = prompts.square().mean(dim=1).sqrt()
+
+    def differ(frame: int, reference: int) -> bool:
+        change = (prompts[frame] - prompts[reference]).square().mean()
+        return bool(change > threshold**2 * prompts[reference].square().mean())
+
     chosen = [0]
     for frame in range(1, len(prompts)):
-        reference = chosen[-1]
-        change = (prompts[frame] - prompts[reference]).square().mean().sqrt()
-        if change > threshold * sizes[reference]:
+        if differ(frame, chosen[-1]):
+            if chosen[-1] != frame - 1 and differ(frame, frame - 1):  # a cut: nothing is interpolated across it
+                chosen.append(frame - 1)
             chosen.append(frame)
     if chosen[-1] != len(prompts) - 1:
         chosen.append(len(prompts) - 1)

@@ -98,6 +98,8 @@ def test_references_follow_the_change_of_the_prompt(tiny_generator):
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 2
     assert choose_references(embeddings[:1], base, 0.1).tolist() == [0]
+    cut = torch.cat([still[:6], -still[:5]])
+    assert choose_references(cut, base, 0.5).tolist() == [0, 5, 6, 10]
     chosen = choose_references(embeddings, base, 0.2).tolist()
     for left, right in pairwise(chosen):
         inside = embeddings[left + 1 : right] - embeddings[left]
