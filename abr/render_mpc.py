@@ -7,8 +7,8 @@ duration p is
     tau <- max(tau, pi + p - cap) + d,    rho <- max(rho, tau) + c,
     rebuffering = max(0, rho - pi),       pi <- max(pi, rho) + p.
 
-With c = 0 this is the buffer of `abr.mpc`. Considered are the mode that shows most frames of those that the device keeps
-up with, and the next cheaper one. Planned is the measured quality of what each mode shows, less what a lower frame rate
+With c = 0 this is the buffer of `abr.mpc`. Considered are the mode that shows most frames of those that the device
+keeps up with, and the next cheaper one. Planned is the measured quality of what each mode shows, less what a lower frame rate
 costs: measures of single pictures do not see it. At f of F frames/s that is
 
     1 - (1 - exp(-a f / F)) / (1 - exp(-a)),   a = 7.4,
@@ -139,8 +139,8 @@ class RenderMpc(Mpc):
 
 
 def scaled_mode_quality(ladder: Ladder, rendering: Rendering) -> NDArray[np.float64]:
-    """Return the measured quality [S, R, M] of the modes on the scale of `abr.qoe.scaled_quality`, less what their frame
-    rate costs; it may lie below 0."""
+    """Return the measured quality [S, R, M] of the modes on the scale of `abr.qoe.scaled_quality`, less what their
+    frame rate costs; it may lie below 0."""
     full = oriented_quality(ladder)
     if rendering.quality is None:
         raise OptionError("the quality of the render modes was not measured, which this controller plans with")

@@ -131,6 +131,7 @@ def play_all(clip: Clip, traces: int, path: Path) -> pd.DataFrame:
     from experiments.clips import headline, layer_sizes, layered_ladder
     from experiments.layers import play, trace_names
     from experiments.shares import default_share
+    from player.config import PlayerConfig
     from player.files import write_bytes
     from player.programme import build_programme
     from traces import TraceConfig, load_trace
@@ -147,7 +148,8 @@ def play_all(clip: Clip, traces: int, path: Path) -> pd.DataFrame:
         for abr, kind, limit in missing:
             assert trace is not None
             transport = create_transport(trace, LinkConfig())
-            numbers = play(abr, ladders[kind], transport, clip.prompts, headline(clip.prompts.metrics), conceal_s=limit)
+            config, metric = PlayerConfig(conceal_s=limit), headline(clip.prompts.metrics)
+            numbers = play(abr, ladders[kind], transport, clip.prompts, metric, config)
             rows.append({"trace": name, "abr": abr, "ladder": kind, "conceal_s": limit, **numbers})
         if missing:
             write_bytes(path, pd.DataFrame(rows).to_csv(index=False).encode())

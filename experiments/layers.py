@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from abr import Ladder
+    from player.config import PlayerConfig
     from player.presentation import Presentation
 
 INDEPENDENT, LAYERED = "independent", "layered"
@@ -49,6 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of packages")
     parser.add_argument("--traces", type=int, default=0, metavar="N", help="at most N of each family (default: all)")
     parser.add_argument("--session", type=float, default=180.0, metavar="S", help="length of the programme, s")
+    parser.add_argument("--buffer", type=float, default=20.0, metavar="S", help="buffer cap, s (default 20)")
+    parser.add_argument(
+        "--utility",
+        choices=("rate", "quality"),
+        default="rate",
+        help="what controllers gain: bitrate or measured quality",
+    )
+    parser.add_argument(
+        "--low-buffer", type=float, metavar="X", help="layered_bola's low_buffer, to play it as carefully as bola"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/layers"), help="folder to write")
     return parser
 
@@ -78,7 +89,9 @@ def study(arguments: argparse.Namespace) -> str:
     ladders = {INDEPENDENT: programme.ladder}
     ladders[LAYERED] = layered_ladder(programme.ladder, *layer_sizes(prompts))
     metric = headline(prompts.metrics)
-    table = play_all(ladders, prompts, metric, trace_names(arguments.traces), arguments.out / "sessions.csv")
+    options = play_options(arguments.utility, arguments.low_buffer)
+    path = arguments.out / "sessions.csv"
+    table = play_all(ladders, prompts, metric, trace_names(arguments.traces), path, arguments.buffer, options)
     overhead = ladders[LAYERED].bitrate_bps / ladders[INDEPENDENT].bitrate_bps - 1
     title = f"{len(table['trace'].unique())} traces of {len(table['family'].unique())} families, quality is {metric}; "
     title += f"layers cost {', '.join(f'{100 * share:+.1f} %' for share in overhead)} per representation"
@@ -86,6 +99,16 @@ def study(arguments: argparse.Namespace) -> str:
     write_bytes(arguments.out / "layers.md", text.encode())
     save_figure(figure(table, metric), arguments.out, "layers")
     return text
+
+
+def play_options(utility: str, low_buffer: float | None) -> dict[str, dict[str, Any]]:
+    """Return each controller's options."""
+    options: dict[str, dict[str, Any]] = {abr: {} for abr, _ in PLAYS}
+    if utility == "quality":
+        options = {abr: {"utility": "quality"} for abr in options}
+    if low_buffer is not None:
+        options["layered_bola"] = {**options["layered_bola"], "low_buffer": low_buffer}
+    return options
 
 
 def trace_names(limit: int) -> list[str]:
@@ -103,13 +126,20 @@ def trace_names(limit: int) -> list[str]:
 
 
 def play_all(
-    ladders: dict[str, Ladder], prompts: Presentation, metric: str, names: list[str], path: Path
+    ladders: dict[str, Ladder],
+    prompts: Presentation,
+    metric: str,
+    names: list[str],
+    path: Path,
+    buffer_s: float,
+    options: dict[str, dict[str, Any]],
 ) -> pd.DataFrame:
     """Return one row per trace, controller and ladder; those in `path` are taken from there, others are added to it."""
     import pandas as pd
 
     from emulator import LinkConfig, create_transport
     from experiments.shares import default_share
+    from player.config import PlayerConfig
     from player.files import write_bytes
     from traces import TraceConfig, catalogue, load_trace
 
@@ -124,7 +154,8 @@ def play_all(
         trace = load_trace(TraceConfig(name=name, share=default_share(name)))
         for abr, kind in missing:
             transport = create_transport(trace, LinkConfig())
-            numbers = play(abr, ladders[kind], transport, prompts, metric)
+            config = PlayerConfig(buffer_s=buffer_s)
+            numbers = play(abr, ladders[kind], transport, prompts, metric, config, **options[abr])
             rows.append({"trace": name, "family": family, "abr": abr, "ladder": kind, **numbers})
         write_bytes(path, pd.DataFrame(rows).to_csv(index=False).encode())
     table = pd.DataFrame(rows)
@@ -132,18 +163,22 @@ def play_all(
 
 
 def play(
-    abr: str, ladder: Ladder, transport: Any, prompts: Presentation, metric: str, *, conceal_s: float = 0.0
+    abr: str,
+    ladder: Ladder,
+    transport: Any,
+    prompts: Presentation,
+    metric: str,
+    config: PlayerConfig,
+    **options: Any,
 ) -> dict[str, float]:
-    """Return the numbers of one session."""
+    """Return the numbers of one session; `options` are the controller's."""
     import numpy as np
 
     from abr import create_abr
     from experiments.simulate import simulate
-    from player.config import PlayerConfig
     from player.session import Session
 
-    config = PlayerConfig(conceal_s=conceal_s)
-    session = Session(ladder, create_abr(abr, ladder, buffer_capacity_s=config.buffer_s), config)
+    session = Session(ladder, create_abr(abr, ladder, buffer_capacity_s=config.buffer_s, **options), config)
     simulate(session, transport, segment_frames=[1] * ladder.segments)
     log = session.log()
     shown = [row for row in log.segments if row["downloaded"]]
