@@ -142,7 +142,7 @@ def quality_table(table: pd.DataFrame, metric: str) -> Table:
     digits = _digits(metric)
     result = Table(
         ["prompts against", "gain, mean", "95 % interval", "published", "better in pairs", "effect d",
-         "better in videos", "worst to best video", "pairs", "traces", ""]
+         "better in videos", "worst to best video", "pairs", "traces", "verdict"]
     )  # fmt: skip
     for one in duels(table, metric):
         own = [each.gain.mean for each in duels(table[table["codec"].isin((PROMPT, one.codec))], metric, "video")]
@@ -179,7 +179,7 @@ def part_table(table: pd.DataFrame, metric: str, by: str) -> Table:
     digits = _digits(metric)
     result = Table(
         [by, "against", "gain, mean", "95 % interval", "effect d", "severe: prompts", "codec", "reduction",
-         "stalled: prompts", "codec", "less stalled, 95 % interval", "traces", "pairs", ""]
+         "stalled: prompts", "codec", "less stalled, 95 % interval", "traces", "pairs", "verdict"]
     )  # fmt: skip
     for one in sorted(duels(table, metric, by), key=lambda each: each.where):
         result.rows.append([
@@ -196,7 +196,7 @@ def metric_table(table: pd.DataFrame) -> Table:
     """Return the gain in every metric, in its own unit: one metric alone decides nothing (docs/metrics.md)."""
     from experiments.text_tables import Table
 
-    result = Table(["metric", "prompts against", "gain, mean", "95 % interval", ""])
+    result = Table(["metric", "prompts against", "gain, mean", "95 % interval", "verdict"])
     for metric in metrics_of(table):
         for one in duels(table, metric):
             gain = number(one.gain.mean, _digits(metric), sign=True), span(one.gain, _digits(metric), sign=True)
@@ -209,15 +209,20 @@ def findings(table: pd.DataFrame, metric: str) -> list[str]:
     name, digits = METRICS[metric].title, _digits(metric)
     lines = []
     for one in duels(table, metric):
-        codec, mean = CODEC_TITLES[one.codec], number(one.gain.mean, digits, sign=True)
-        measured = f"{mean} in {name} (95 % interval {span(one.gain, digits, sign=True)})"
-        if not one.is_clear:
-            quality = f"Prompts and {codec} are not told apart: {measured}"
+        codec, mean, low, high = CODEC_TITLES[one.codec], one.gain.mean, one.gain.low, one.gain.high
+        if one.is_clear:
+            ends = (number(abs(value), digits) for value in ((low, high) if mean > 0 else (high, low)))
+            word = "better" if mean > 0 else "worse"
+            size = f"{number(abs(mean), digits)} in {name} (95 % interval {' to '.join(ends)})"
+            quality = f"Prompts are {word} than {codec} by {size}"
         else:
-            quality = f"Prompts are {'better' if one.gain.mean > 0 else 'worse'} than {codec}: {measured}"
+            size = (
+                f"gain {number(mean, digits, sign=True)} in {name} (95 % interval {span(one.gain, digits, sign=True)})"
+            )
+            quality = f"Prompts and {codec} are not told apart: {size}"
         stalls = f"stalled {percent(one.stalled[0])} of the time against {percent(one.stalled[1])}"
-        severe = f"{percent(one.severe[0])} of the frames shown severely distorted against {percent(one.severe[1])}"
-        lines.append(f"{quality}; {severe}; {stalls}.")
+        severe = f"{percent(one.severe[0])} of the frames shown severely distorted against {percent(one.severe[1])}; "
+        lines.append(f"{quality}; {'' if np.isnan(one.severe[0]) else severe}{stalls}.")
     return lines
 
 

@@ -207,7 +207,7 @@ def _family_label(table: pd.DataFrame, name: str) -> str:
 
 def heat_map(table: pd.DataFrame, by: Sequence[str] = (), paper: Paper = ACM, column: str = "") -> Figure:
     """Draw the mean of a column by scheme (rows) and trace family (columns); brighter is better."""
-    shown = column_named(table, column) if column else _default_column(table)
+    shown = column_named(table, column) if column else default_column(table)
     keys = tuple(by) or default_by(table)
     schemes = schemes_of(table, keys)
     families = sorted(set(table["family"]))
@@ -235,7 +235,7 @@ def heat_map(table: pd.DataFrame, by: Sequence[str] = (), paper: Paper = ACM, co
     return figure
 
 
-def _default_column(table: pd.DataFrame) -> Column:
+def default_column(table: pd.DataFrame) -> Column:
     """Return the QoE of one ladder; metrics where ladders differ, since each ladder has its own scale of QoE."""
     if table["package"].nunique() == 1 and table["qoe_quality"].notna().any():
         return column_named(table, "qoe_quality")

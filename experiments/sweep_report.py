@@ -54,6 +54,38 @@ def controller_table(table: pd.DataFrame, qoe: str = QOE) -> Table:
     return result
 
 
+def scheme_table(table: pd.DataFrame) -> Table:
+    """Return a table of every codec with every controller: means over sessions, two of them with intervals."""
+    from experiments.schemes import metrics_of, schemes_of, videos_of
+    from experiments.series import METRICS
+    from experiments.statistics import interval
+    from experiments.text_tables import Table, number, percent, span
+
+    metrics = metrics_of(table)
+    titles = [title for metric in metrics[:1] for title in (METRICS[metric].title, "95 % interval")]
+    titles += [METRICS[metric].title for metric in metrics[1:]]
+    result = Table(
+        ["scheme", *titles, "stalled", "95 % interval", "severely distorted", "startup s", "switches", "kbit/s",
+         "sessions", "traces", "videos"]
+    )  # fmt: skip
+    for one in schemes_of(table, ("codec", "abr")):
+        rows = one.rows
+        quality = []
+        for metric in metrics:
+            found = interval(rows, metric)
+            quality.append(number(found.mean, METRICS[metric].digits))
+            if metric == metrics[0]:
+                quality.append(span(found, METRICS[metric].digits))
+        stalled = interval(rows, "rebuffering_ratio")
+        result.rows.append([
+            one.label, *quality, percent(stalled.mean), span(stalled, 1, scale=100, unit=" %"),
+            percent(rows["severe_share"].mean()), number(rows["startup_delay_s"].mean(), 2),
+            number(rows["switches"].mean(), 1), number(rows["media_bps"].mean(), 1, scale=1e-3), str(len(rows)),
+            str(rows["trace"].nunique()), str(videos_of(rows)),
+        ])  # fmt: skip
+    return result
+
+
 def family_table(table: pd.DataFrame, column: str = QOE) -> Table:
     """Return a table of a column's mean for each controller and trace family, and the number of traces."""
     from experiments.text_tables import Table, number
@@ -74,7 +106,7 @@ def comparison_table(table: pd.DataFrame, against: str, column: str = QOE) -> Ta
     base = table[table["abr"] == against]
     if base.empty:
         raise UsageError(f"--against {against}: not in the study, which has {', '.join(sorted(set(table['abr'])))}")
-    result = Table(["controller", f"minus `{against}`", "95 % interval", "effect d", "ahead %", "pairs", ""])
+    result = Table(["controller", f"minus `{against}`", "95 % interval", "effect d", "higher in %", "pairs", "note"])
     for name in sorted(set(table["abr"]) - {against}):
         found = compare(table[table["abr"] == name], base, column)
         gain = found.difference
