@@ -12,8 +12,9 @@ No I/O and no clock; times in whole microseconds. What it follows, and where it 
 - Recovery: the window is reduced once per round trip with losses, and lost packets go before new ones (RFC 6675).
 - Tail losses, by the algorithms that deployed stacks use (RFC 8985, RACK-TLP): a transmission that one or two later
   ones overtook is lost a quarter of the least round trip after the first of them was acknowledged; and after 2 SRTT
-  of silence the last packet (or a new one) is sent as a probe, once, before the timer below is given its chance; a
-  single packet in flight is given the receiver's delay of acknowledgements besides.
+  of silence the last packet (or a new one) is sent as a probe before the timer below is given its chance; a single
+  packet in flight is given the receiver's delay of acknowledgements besides. A probe is outstanding until it, or what
+  was sent after it, is acknowledged, or the timer expires; meanwhile there is no other (section 7.3).
 - Timeout: RFC 6298 with one round-trip sample per window; RTO = SRTT + max(4 RTTVAR, minimum), Linux's floor, doubled
   at each expiry up to 60 s. An acknowledgement of a packet sent before the timeout proves it spurious, and undoes it
   (Eifel, RFC 3522 and RFC 4015).
@@ -199,7 +200,8 @@ class TcpSender:
             answered += transmission.order >= self._recovery_order
         if self._skipped:
             self._declare_losses(now_us)
-        self._probe = None
+        if self._probe is not None and acked[-1].order >= self._probe.order:
+            self._probe = None
         if answered and acked[-1].order >= self._recovery_order:
             self._grow(now_us, in_flight, answered)
         self.timer_us = None
@@ -285,6 +287,7 @@ class TcpSender:
             self.control.on_timeout(now_us)
         self._lost = deque([*self._skipped, *self._flight, *self._lost])
         self._flight, self._skipped = deque(), deque()
+        self._probe = None
         self.window = 1.0
         self._recovery_order = self._next_order
         self._sample_order = 0

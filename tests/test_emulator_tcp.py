@@ -124,6 +124,20 @@ def test_a_silent_tail_is_probed_once_and_then_times_out():
     assert [again.segment for again in sender.take_outbox()] == [3]
 
 
+def test_there_is_one_probe_at_a_time():
+    sender = make_sender()
+    sender.write(0, [1504])
+    ack(sender, RTT_US, sender.take_outbox())  # the round trip is known
+    sender.write(RTT_US, [1504] * 3)
+    flight = sender.take_outbox()
+    sender.on_timer(3 * RTT_US)
+    assert [probe.segment for probe in sender.take_outbox()] == [flight[-1].segment]
+    assert ack(sender, 4 * RTT_US, flight[:1]) == []
+    sender.on_timer(10 * RTT_US)  # the probe is still out, so this is a timeout
+    assert [again.segment for again in sender.take_outbox()] == [flight[1].segment]
+    assert sender.window == 1
+
+
 def test_a_probe_repairs_the_loss_it_repeats_but_the_window_is_halved():
     sender = make_sender()
     sender.write(0, [1504] * 5)
