@@ -82,12 +82,15 @@ class Sources:
         from experiments.prepare import obtain_package, obtain_video  # torch: finished packages do without
 
         made = []
-        for video in list_videos(config):
+        videos = list_videos(config)
+        for number, video in enumerate(videos, start=1):
+            if len(videos) > 1:
+                log.info("video %d of %d: %s", number, len(videos), video.name)
             path = obtain_video(video, Path(config.cache_dir))
             packages = []
             for codec in codecs:
                 try:
-                    packages.append(obtain_package(codec, path, config.build, Path(config.cache_dir), _tell))
+                    packages.append(obtain_package(codec, path, config.build, Path(config.cache_dir), _quietly))
                 except (PackagerError, PlayerError) as error:  # one bad clip must not sink the others
                     self.failures.append({"video": path.name, "codec": codec, "reason": " ".join(str(error).split())})
             made += _as_sources(path, packages)
@@ -155,7 +158,6 @@ def video_name(presentation: Presentation) -> str:
         return presentation.directory.resolve().name.removesuffix(f"-{presentation.manifest.codec}")
 
 
-def _tell(title: str) -> Callable[[str, float, float | None], None]:
-    """Return a progress callback; the log says what is packaged, a line each is enough for many clips."""
-    log.info("packaging %s", title)
+def _quietly(title: str) -> Callable[[str, float, float | None], None]:
+    """Return a progress callback that says nothing: the log has a line for each package made, enough for many clips."""
     return lambda stage, done, total: None

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,11 @@ from experiments.future import link_future
 from experiments.simulate import simulate
 from player.config import PlayerConfig
 from player.programme import Programme
-from player.quality import severely_distorted_share
-from player.record import SevereRule
 from player.session import Session
 from traces import Trace, TraceConfig, catalogue, load_trace
+
+if TYPE_CHECKING:
+    from player.record import SevereRule
 
 PROMPT = "prompt"
 REBUFFERING_WEIGHT = 1.0
@@ -91,6 +92,8 @@ class Looked:
 
     @staticmethod
     def _severe(programme: Programme, rule: SevereRule) -> NDArray[np.float64]:
+        from player.quality import severely_distorted_share  # torch, which the workers do without
+
         presentation, ladder = programme.presentation, programme.ladder
         table = np.full((presentation.segments, ladder.representations), math.nan)
         if rule.metric is None or rule.metric not in presentation.metrics:

@@ -24,6 +24,8 @@ LIGHT_MODULES = [
     "abr.__main__",
     "emulator",
     "player",
+    "experiments.launchers",
+    "experiments.sweep_sessions",
     "packager.server",
     "player.bitstream",
     "player.client",
