@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from experiments.random_models import SD_TURBO
 from player.errors import GeneratorError
@@ -18,6 +19,8 @@ from player.generator import (
     resolve_device,
     resolve_dtype,
 )
+from player.model_files import check_memory, label
+from player.one_step import check_unet
 
 SD_TURBO_SCHEDULER = json.loads((SD_TURBO / "scheduler" / "scheduler_config.json").read_text())
 
@@ -164,3 +167,121 @@ def test_another_size_shares_the_networks(tiny_generator):
 def test_a_size_that_cannot_be_is_refused(tiny_generator, height, width, reason):
     with pytest.raises(GeneratorError, match=reason):
         tiny_generator.at_size(height, width)
+
+
+def change(path, **values):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (
+            {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "mid_block_type": None},
+            "no cross-att",
+        ),
+        ({"in_channels": 9}, "takes 9 channels and makes 4"),
+        ({"in_channels": 8, "out_channels": 8}, "decodes latents of 4 channels, but the UNet makes 8"),
+        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),
+        ({"addition_embed_type": "image"}, "expected none or text_time"),
+        ({"cross_attention_dim": [24, 24]}, "expected one width"),
+    ],
+)
+def test_architectures_that_prompts_cannot_drive_are_named(own_folder, values, reason):
+    change(own_folder / "unet" / "config.json", **values)
+    config = json.loads((own_folder / "unet" / "config.json").read_text())
+    if values.get("in_channels") == 8:
+        UNet2DConditionModel.from_config(config).save_pretrained(own_folder / "unet")
+        with pytest.raises(GeneratorError, match=reason):
+            load_generator(str(own_folder), device="cpu")
+    else:
+        with pytest.raises(GeneratorError, match=reason):
+            check_unet(config, "unet")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "PNDMScheduler with 'trailing' timesteps belongs to a model of many steps"),
+        ({"timestep_spacing": "leading"}, "expected one made for a single step"),
+        ({"rescale_betas_zero_snr": True}, "leaves nothing to predict"),
+        ({"trained_betas": [0.1]}, "trained_betas are not supported"),
+        ({"num_train_timesteps": 4}, "expected more than 999"),
+    ],
+)
+def test_models_of_many_steps_are_named(own_folder, values, reason):
+    change(own_folder / "scheduler" / "scheduler_config.json", **values)
+    with pytest.raises(GeneratorError, match=reason) as caught:
+        load_generator(str(own_folder), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_sdxl_conditions_are_constants(own_folder):
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.load_config(own_folder / "unet") | {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 8 * 6 + 16,
+    }
+    UNet2DConditionModel.from_config(unet).save_pretrained(own_folder / "unet")
+    generator = load_generator(str(own_folder), device="cpu")
+    assert generator.text_embeds.shape == (16,)
+    assert generator.time_ids.tolist() == [64, 64, 0, 0, 64, 64]
+    embeddings = torch.randn(2, 77, 24)
+    added = {"text_embeds": torch.zeros(2, 16), "time_ids": generator.time_ids.expand(2, -1)}
+    x = generator.start(embeddings)
+    expected = generator.unet(x, 999, embeddings, added_cond_kwargs=added).sample
+    torch.testing.assert_close(generator.predict(x, embeddings), expected)
+    generator.save(own_folder / "saved", dtype=torch.float32)
+    assert load_generator(str(own_folder / "saved"), device="cpu").time_ids.tolist() == [64, 64, 0, 0, 64, 64]
+
+
+def test_the_step_is_combined_in_full_precision(plain_folder):
+    half = load_generator(str(plain_folder), device="cpu", dtype="bfloat16")
+    settings = half.settings
+    latents = half.start(torch.zeros(1, 77, 24, dtype=torch.bfloat16))
+    clean = torch.randn(1, 4, 8, 8)
+    # what a trained UNet predicts: nearly its own input, so that most of both terms cancels
+    output = (clean - settings.c_skip * latents.float()) / settings.c_out
+    torch.testing.assert_close(half.combine(latents, output), clean, rtol=1e-4, atol=1e-4)
+    rounded = half.combine(latents, output.bfloat16())
+    assert (rounded - clean).norm() / clean.norm() > 1e-2  # so the last layer's output must not be rounded
+
+
+def test_another_decoder_decides_what_is_rendered(own_folder, plain_folder):
+    own = load_generator(str(own_folder), device="cpu")
+    other = load_generator(str(own_folder), decoder=str(plain_folder), device="cpu")
+    assert own.id != other.id
+    change(own_folder / "vae" / "config.json", scaling_factor=0.5)  # not used, and not part of the identity
+    assert load_generator(str(own_folder), decoder=str(plain_folder), device="cpu").id == other.id
+
+
+def test_labels_are_hub_ids_where_they_can_be(tmp_path):
+    snapshot = tmp_path / "models--stabilityai--sd-turbo" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    assert label(str(snapshot)) == label("stabilityai/sd-turbo") == "stabilityai/sd-turbo"
+    assert label(str(tmp_path)) == tmp_path.name
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def unreachable(*unused, **options):
+        raise LocalEntryNotFoundError("no network\nmany lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(GeneratorError) as caught:
+        load_generator("stabilityai/sd-turbo", device="cpu")
+    assert "the hub is out of reach; a copy on another machine works as a folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_is_checked_before_it_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3_000_000_000, 8_000_000_000))
+    cuda = torch.device("cuda")
+    check_memory(868_000_000, torch.float16, cuda, "sd")
+    message = r"3.5 GB of weights in float32, but cuda has 3.0 of 8.0 GB free \(float16 needs half: --dtype float16\)"
+    with pytest.raises(GeneratorError, match=message):
+        check_memory(868_000_000, torch.float32, cuda, "sd")
