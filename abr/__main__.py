@@ -13,6 +13,7 @@ from typing import Any
 from abr.base import Buffered, Ladder, Observation, ThroughputSample
 from abr.errors import AbrError, ObservationError
 from abr.registry import create_abr, known_names, known_options
+from abr.rendering import Rendering
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def _explain(name: str, path: Path) -> str:
     """Return the decision for the ladder and observation in the file `path` as JSON."""
     try:
         content = _object("the file", json.loads(path.read_text(encoding="utf-8")))
-        ladder = Ladder(**_object("ladder", content["ladder"]))
+        ladder = _ladder(_object("ladder", content["ladder"]))
         observation = _observation(_object("observation", content["observation"]))
         options = _object("options", content.get("options", {}))
         if not 0 <= operator.index(observation.segment_index) < ladder.segments:
@@ -72,6 +73,14 @@ def _object(what: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ObservationError(f"{what} is a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def _ladder(values: dict[str, Any]) -> Ladder:
+    """Build a ladder from its JSON form, where what rendering costs is an object."""
+    rendering = values.get("rendering")
+    if rendering is None:
+        return Ladder(**values)
+    return Ladder(**{**values, "rendering": Rendering(**_object("rendering", rendering))})
 
 
 def _observation(values: dict[str, Any]) -> Observation:

@@ -8,8 +8,8 @@ duration p is
     rebuffering = max(0, rho - pi),       pi <- max(pi, rho) + p.
 
 With c = 0 this is the buffer of `abr.mpc`. Considered are the mode that shows most frames of those that the device
-keeps up with, and the next cheaper one. Planned is the measured quality of what each mode shows, less what a lower frame rate
-costs: measures of single pictures do not see it. At f of F frames/s that is
+keeps up with, and the next cheaper one. Planned is the measured quality of what each mode shows, less what a lower
+frame rate costs: measures of single pictures do not see it. At f of F frames/s that is
 
     1 - (1 - exp(-a f / F)) / (1 - exp(-a)),   a = 7.4,
 

@@ -176,3 +176,33 @@ def test_bolas_utility_must_be_known_and_measured(change, utility, message):
     ladder = dataclasses.replace(make_ladder(), rendering=None, **change)
     with pytest.raises(OptionError, match=message):
         create_abr("bola", ladder, buffer_capacity_s=20.0, utility=utility)
+
+
+def test_a_decision_under_rendering_costs_can_be_explained(tmp_path, capsys):
+    import json
+
+    from abr.__main__ import main
+
+    ladder = {
+        "bitrate_bps": [4e4, 8e4],
+        "segment_bytes": [[10_000, 20_000]] * 2,
+        "segment_duration_s": [2.0, 2.0],
+        "quality": [[0.5, 0.3]] * 2,
+        "rendering": {
+            "passes_per_s": 20,
+            "modes": ["full", "half"],
+            "passes": [[[60, 30]] * 2] * 2,
+            "frame_rate": [[[30, 15]] * 2] * 2,
+            "quality": [[[0.5, 0.52], [0.3, 0.33]]] * 2,
+        },
+    }
+    sample = {"size_bytes": 15_000, "request_s": 0.0, "first_byte_s": 0.05, "finish_s": 0.12}
+    seen = {"now_s": 6.0, "segment_index": 1, "buffer_s": 7.5, "buffer_capacity_s": 20.0, "samples": [sample]}
+    path = tmp_path / "observation.json"
+    path.write_text(json.dumps({"ladder": ladder, "observation": seen}))
+    assert main(["explain", "quality_mpc", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["mode"] == 1
+    ladder["rendering"]["passes_per_s"] = 0
+    path.write_text(json.dumps({"ladder": ladder, "observation": seen}))
+    assert main(["explain", "quality_mpc", str(path)]) == 1
+    assert capsys.readouterr().err == "abr: rendering: passes_per_s must be positive, not 0\n"
