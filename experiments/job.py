@@ -175,12 +175,17 @@ def _show(
     from experiments.playback import open_store, render_played, write_session
     from experiments.sheet import draw_sheet
     from player.decoder import load_model
+    from player.engine import RenderOptions, Shortcut
 
     with ExitStack() as stack:
         stores = {}
         for package, result in zip(packages, results, strict=True):
             model = load_model(
-                package.codec, config.build.generator, decoder=config.build.decoder, device=config.build.device
+                package.codec,
+                config.build.generator,
+                decoder=config.build.decoder,
+                device=config.build.device,
+                options=RenderOptions(shortcut=Shortcut.of(config.player)),
             )
             store = stores[package.codec] = stack.enter_context(open_store(package.presentation, model))
             with _bar(f"rendering {package.codec}", "segment") as bar:

@@ -165,7 +165,7 @@ def _player_config(options: argparse.Namespace) -> PlayerConfig:
     if unknown := sorted(set(values) - known):
         raise SessionError(f"unknown player option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     for key, value in values.items():
-        if not isinstance(value, (bool, int, float, type(None))):
+        if key != "renderer" and not isinstance(value, (bool, int, float, type(None))):
             raise SessionError(f"player option {key}={value!r}: expected a number")
     if options.duration is not None and not 0 < options.duration <= MAX_DURATION_S:
         raise SessionError(f"--duration {options.duration:g}: expected more than 0 and up to {MAX_DURATION_S:g} s")

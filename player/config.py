@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from player.errors import SessionError
 
+RENDERERS = ("full", "cached")
+
 
 @dataclass
 class PlayerConfig:
@@ -37,6 +39,13 @@ class PlayerConfig:
     """After an abandonment ask the controller afresh, instead of fetching the representation that it named."""
     render_fps: float | None = None
     """Frames per second that the simulated renderer makes; None: rendering costs no time. The driver reads it."""
+    renderer: str = "full"
+    """full: every frame by the generator; cached: deep features of its UNet are shared between frames, for devices that
+    are too slow otherwise (docs/generator.md)."""
+    cache_depth: int = 0
+    """cached: blocks of the UNet, from the outside, that every frame passes; 0: frames share its output."""
+    cache_threshold: float = 0.3
+    """cached: how far a prompt may be from that of the frame in front that was evaluated in full, relative to it."""
 
     def __post_init__(self) -> None:
         for name in ("buffer_s", "timeout_s"):
@@ -49,5 +58,10 @@ class PlayerConfig:
             raise SessionError(f"player.retries must be 0 or more, not {self.retries}")
         if self.low_buffer_share is not None and not 0 < self.low_buffer_share <= 1:
             raise SessionError(f"player.low_buffer_share must be in (0, 1] or null, not {self.low_buffer_share}")
+        if self.renderer not in RENDERERS:
+            raise SessionError(f"player.renderer is {self.renderer}, expected one of {', '.join(RENDERERS)}")
+        for name in ("cache_depth", "cache_threshold"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise SessionError(f"player.{name} must be 0 or more, not {getattr(self, name)}")
         if self.render_fps is not None and not (math.isfinite(self.render_fps) and self.render_fps > 0):
             raise SessionError(f"player.render_fps must be positive or null, not {self.render_fps}")

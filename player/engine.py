@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from player.config import PlayerConfig
 from player.engine_parts import constant_modules, merge_keys_and_values, replace_modules, shared_copy
 from player.errors import DecodeError, GeneratorError
 from player.generator import Generator
@@ -34,16 +35,19 @@ _WARM_UP_RUNS = 3  # before a capture, as PyTorch's guide to CUDA graphs asks
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What a renderer leaves out (player.shortcuts)."""
+    """What the renderer `cached` leaves out: deep features of the UNet are shared between frames (player.shortcuts)."""
 
-    two_stage: bool = False
-    """End the decoder early, at a low resolution, with a small network."""
-    cached: bool = False
-    """Share deep features of the UNet between frames."""
     cache_depth: int = 0
     """Blocks of the UNet, from the outside, that every frame passes; 0: frames share its output."""
-    cache_threshold: float = 0.1
+    cache_threshold: float = 0.3
     """How far a prompt may be from that of the frame in front that was evaluated in full, relative to its size."""
+
+    @classmethod
+    def of(cls, config: PlayerConfig) -> Shortcut | None:
+        """Return what a player's settings leave out; None: nothing."""
+        if config.renderer == "full":
+            return None
+        return cls(config.cache_depth, config.cache_threshold)
 
 
 @dataclass(frozen=True)

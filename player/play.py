@@ -148,6 +148,7 @@ async def _renderer(options: PlayOptions, programme: Programme, folder: Path) ->
             dtype=options.dtype,
             compile_mode=options.compile_mode,
             batch=options.batch,
+            config=options.player,
             folder=frames,
         ) as worker:
             yield worker

@@ -1,11 +1,7 @@
-"""Renderers for weak devices: two-stage generation and features shared between frames (PromptMobile, arXiv 2503.16112).
-
-Both give other frames than the generator itself, for less work; docs/RESULTS.md says how much of each.
-"""
+"""The renderer `cached`: other frames than the generator's own, for less work (docs/RESULTS.md: how much of each)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,37 +9,27 @@ from torch import Tensor
 
 from player.engine import Engine, Pending, RenderOptions
 from player.errors import DecodeError
-from player.fast_decoder import load_fast_decoder
 from player.feature_cache import FeatureCache
 from player.generator import Generator
 from player.pixels import to_pixels
 
 
 class ShortcutEngine(Engine):
-    """Renders the embeddings of consecutive frames by shortcuts; used like `player.engine.Engine`."""
+    """Renders the embeddings of consecutive frames with shared features; used like `player.engine.Engine`."""
 
     def __init__(self, generator: Generator, options: RenderOptions) -> None:
-        """Prepare what `options.shortcut` names; raise GeneratorError if this generator has it not."""
+        """Prepare what `options.shortcut` says; raise GeneratorError if this generator has no such depth."""
         shortcut = options.shortcut
         assert shortcut is not None
-        super().__init__(generator, replace(options, compile="off", cuda_graphs=False))
-        self._decode: Callable[[Tensor], Tensor] = generator.decode_latents
-        if shortcut.two_stage:
-            fast = load_fast_decoder(generator.decoder, generator.folder).eval().requires_grad_(False)
-            self._decode = fast.to(generator.device, next(generator.decoder.parameters()).dtype)
-        self.cache: FeatureCache | None = None
-        if shortcut.cached:
-            self.cache = FeatureCache(generator, depth=shortcut.cache_depth, threshold=shortcut.cache_threshold)
+        # what is computed changes from segment to segment, which graphs and compiled code do not
+        super().__init__(generator, replace(options, reuse=False, merge_keys=False, compile="off", cuda_graphs=False))
+        self.cache = FeatureCache(generator, depth=shortcut.cache_depth, threshold=shortcut.cache_threshold)
 
     def _generate(self, embeddings: Tensor) -> Tensor:
-        generator = self.generator
-        if self.cache is None:
-            latents = torch.cat([generator.denoise(part) for part in embeddings.split(self.batch)])
-        else:
-            latents = self.cache.denoise(embeddings, self.batch)
-        frames = torch.cat([self._decode(part).float() for part in latents.split(self.batch)])
+        latents = self.cache.denoise(embeddings, self.batch)
+        frames = torch.cat([self.generator.decode_latents(part).float() for part in latents.split(self.batch)])
         if not torch.isfinite(frames).all():
-            raise DecodeError(f"generator {generator.id} rendered values that are not finite")
+            raise DecodeError(f"generator {self.generator.id} rendered values that are not finite")
         return frames
 
     def _submit(self, embeddings: Tensor) -> Pending:

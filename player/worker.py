@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from player.client import Media
+from player.config import PlayerConfig
 from player.errors import DecodeError
 from player.presentation import Presentation
 
@@ -42,6 +43,7 @@ class WorkerRenderer:
         dtype: str = "auto",
         compile_mode: str = "off",
         batch: int = 0,
+        config: PlayerConfig | None = None,
     ) -> None:
         """
         Args:
@@ -51,9 +53,11 @@ class WorkerRenderer:
             decoder: another latent decoder than the generator's own, likewise.
             dtype: auto, float32, float16 or bfloat16.
             compile_mode, batch: as of `player.engine.RenderOptions`.
+            config: of the player; says which renderer.
         """
         self._presentation, self._folder = presentation, folder
-        self._options = (presentation.manifest.codec, generator, decoder, device, dtype, compile_mode, batch)
+        codec, config = presentation.manifest.codec, config or PlayerConfig()
+        self._options = (codec, generator, decoder, device, dtype, compile_mode, batch, config)
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(
             1, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
@@ -107,13 +111,22 @@ class _Worker:
     decoders: dict[int, Decoder]
 
 
-def _open(codec: str, generator: str, decoder: str, device: str, dtype: str, compile_mode: str, batch: int) -> None:
+def _open(
+    codec: str,
+    generator: str,
+    decoder: str,
+    device: str,
+    dtype: str,
+    compile_mode: str,
+    batch: int,
+    config: PlayerConfig,
+) -> None:
     from player.decoder import load_model
-    from player.engine import RenderOptions
+    from player.engine import RenderOptions, Shortcut
     from player.renderer import Renderer
 
     _Worker.codec = codec
-    options = RenderOptions(compile=compile_mode, batch=batch)
+    options = RenderOptions(compile=compile_mode, batch=batch, shortcut=Shortcut.of(config))
     _Worker.generator = load_model(codec, generator, decoder=decoder, device=device, dtype=dtype, options=options)
     _Worker.renderer = Renderer()
     _Worker.decoders = {}
