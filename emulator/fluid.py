@@ -18,12 +18,12 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from emulator.config import NEVER_US, LinkConfig
 from emulator.congestion import CongestionControl, create_congestion_control
 from emulator.errors import TransportError
+from emulator.fluid_flow import Flow, Hole, Schedule
 from emulator.tcp import create_estimator
 from emulator.transfer import Rewindable, Transfer, check_request
 from traces import MTU_BYTES, Trace
@@ -32,57 +32,6 @@ _POINTS_PER_WINDOW = 8
 _POINTS_PER_E_FOLD = 64  # of a transfer's length, once the window no longer grows geometrically
 _LOSS_THRESHOLD = 3
 _ROUNDING = 1e-9  # opportunities; absorbs the rounding of sums of packet sizes
-
-
-class Schedule:
-    """`Trace.count_until` and `Trace.opportunity_ms` on plain integers, many times faster than numpy on scalars."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._lines = trace.opportunities_ms.data  # plain ints, and no copy
-        self._count = len(self._lines)
-        self._period_ms = trace.period_ms
-
-    def count_until_us(self, time_us: float) -> int:
-        """Return how many opportunities there were up to and including the millisecond of `time_us` (c of the text)."""
-        lap, rest_ms = divmod(int(time_us) // 1000, self._period_ms)
-        return lap * self._count + bisect_right(self._lines, rest_ms)
-
-    def opportunity_us(self, k: int) -> int:
-        """Return the time of opportunity `k` (S of the text)."""
-        lap, line = divmod(k, self._count)
-        return (lap * self._period_ms + self._lines[line]) * 1000
-
-
-@dataclass
-class _Hole:
-    """A gap in what the client has: packets from `start` on wait for those lost there, which come before `end`."""
-
-    start: int
-    end: float = math.inf
-
-
-@dataclass
-class _Flow:
-    """One response under way: how many of its packets are where."""
-
-    deadline_us: int  # the client closes the connection then
-    unsent: int  # not yet released, or known to be lost
-    in_flight: int = 0  # believed to be in the network (RFC 6675's pipe)
-    admitted: int = 0  # taken in by the link; the link delivers them in this order
-    acked: int = 0  # of those, acknowledged
-    starts: list[int] = field(default_factory=list)  # busy periods of the link: first packet ...
-    places: list[float] = field(default_factory=list)  # ... and where its sending begins, in opportunities
-    busy: int = 0  # the busy period that holds the packet acknowledged next
-    fresh_losses: int = 0  # lost since the last halving, unknown to the sender
-    detected_at: int = 0  # their loss is known with the acknowledgement of this packet
-    known_losses: float = 0.0  # answered by a halving, being declared one after another ...
-    declare_per_ack: float = 0.0  # ... at this pace ...
-    recovery_end: int = 0  # ... until this packet is acknowledged
-    holes: list[_Hole] = field(default_factory=list)
-    sample_at: int = 0  # the next round-trip sample: this packet ...
-    sampled_from_us: float = 0.0  # ... which reached the link at this time
-    arrival_us: float = 0.0  # the latest arrival at the link
-    probed: bool = False  # a tail loss probe is out
 
 
 class FluidTransport(Rewindable):
@@ -105,7 +54,7 @@ class FluidTransport(Rewindable):
         self._lonely_us = config.ack_delay_us if config.ack_every > 1 else 0
         self._last_sent_us = 0.0
         self._rtt = create_estimator(config)
-        self._flow = _Flow(0, unsent=0)
+        self._flow = Flow(0, unsent=0)
 
     def request(self, size_bytes: int, request_s: float, deadline_s: float = math.inf) -> Transfer:
         """Fetch an object; see `Transport.request`."""
@@ -114,7 +63,7 @@ class FluidTransport(Rewindable):
         deadline_us = request.deadline_us
         asked_us = self._connect(request.request_us, deadline_us)
         payload_bytes = self._config.response_header_bytes + size_bytes
-        flow = self._flow = _Flow(deadline_us, unsent=-(-payload_bytes // self._config.mss_bytes))
+        flow = self._flow = Flow(deadline_us, unsent=-(-payload_bytes // self._config.mss_bytes))
         count = flow.unsent
         if asked_us <= deadline_us:
             self._transmit(flow, asked_us + self._delay_us)
@@ -177,7 +126,7 @@ class FluidTransport(Rewindable):
 
     # One response
 
-    def _transmit(self, flow: _Flow, server_us: float) -> None:
+    def _transmit(self, flow: Flow, server_us: float) -> None:
         """Run the response until the link took in its last packet, or until no acknowledgement beats the deadline."""
         idle_us = server_us - self._last_sent_us
         if idle_us > 0:
@@ -198,7 +147,7 @@ class FluidTransport(Rewindable):
             self._acknowledge(flow, first_us)
         self._last_sent_us = flow.arrival_us - self._delay_us
 
-    def _acknowledge(self, flow: _Flow, first_us: float) -> None:
+    def _acknowledge(self, flow: Flow, first_us: float) -> None:
         """Process the next few acknowledgements at once, the first delivered at `first_us`, and what they release."""
         if flow.fresh_losses and flow.acked >= flow.detected_at:
             self._reduce(flow, first_us)
@@ -228,7 +177,7 @@ class FluidTransport(Rewindable):
             control.on_acks(last_us + round_trip_us, count, self._rtt.srtt_us or 0.0)
         self._release(flow, first_us + round_trip_us, last_us + round_trip_us)
 
-    def _step(self, flow: _Flow) -> int:
+    def _step(self, flow: Flow) -> int:
         """Return how many acknowledgements to process at once: up to the next moment at which something changes."""
         acked = flow.acked
         count = max(1, int(self._window) // _POINTS_PER_WINDOW, acked // _POINTS_PER_E_FOLD)
@@ -241,13 +190,13 @@ class FluidTransport(Rewindable):
             count = flow.detected_at - acked
         return count
 
-    def _release(self, flow: _Flow, first_us: float, last_us: float) -> None:
+    def _release(self, flow: Flow, first_us: float, last_us: float) -> None:
         """Fill the window with packets that reach the link between two times."""
         count = min(flow.unsent, int(self._window) - flow.in_flight)
         if count > 0:
             self._send(flow, count, first_us, last_us)
 
-    def _send(self, flow: _Flow, count: int, first_us: float, last_us: float) -> None:
+    def _send(self, flow: Flow, count: int, first_us: float, last_us: float) -> None:
         """Send packets that reach the link between two times; drop what its queue cannot take."""
         flow.unsent -= count
         flow.in_flight += count
@@ -274,7 +223,7 @@ class FluidTransport(Rewindable):
                 before_drop = intact if admitted == arriving else max(admitted - lost, 0)
                 first_lost = flow.admitted + min(intact, before_drop)
                 flow.detected_at = first_lost + _LOSS_THRESHOLD - 1
-                flow.holes.append(_Hole(first_lost))
+                flow.holes.append(Hole(first_lost))
             flow.fresh_losses += lost
         if admitted:
             if not flow.starts or place > self._free:
@@ -285,7 +234,7 @@ class FluidTransport(Rewindable):
 
     # Losses
 
-    def _reduce(self, flow: _Flow, now_us: float) -> None:
+    def _reduce(self, flow: Flow, now_us: float) -> None:
         """Answer the losses that have just become known."""
         self._control.on_loss(now_us)
         flow.known_losses += flow.fresh_losses
@@ -293,7 +242,7 @@ class FluidTransport(Rewindable):
         flow.recovery_end = flow.admitted
         flow.declare_per_ack = flow.known_losses / max(flow.admitted - flow.acked, 1)
 
-    def _declare(self, flow: _Flow, acknowledgements: int) -> None:
+    def _declare(self, flow: Flow, acknowledgements: int) -> None:
         """Hand losses back for retransmission as the acknowledgements of recovery reveal them."""
         if not flow.known_losses:
             return
@@ -307,12 +256,12 @@ class FluidTransport(Rewindable):
         if not flow.known_losses:
             self._close_holes(flow, int(declared))
 
-    def _close_holes(self, flow: _Flow, losses: int) -> None:
+    def _close_holes(self, flow: Flow, losses: int) -> None:
         """Note that the last losses known go out next: the packets after them were not held up by these holes."""
         for hole in flow.holes:
             hole.end = min(hole.end, flow.admitted + losses)
 
-    def _rescue(self, flow: _Flow) -> bool:
+    def _rescue(self, flow: Flow) -> bool:
         """Go on when only lost packets are in flight: no further acknowledgement will come. False: past the deadline.
 
         As in `emulator.tcp`: if something got through after the first loss, the losses are known a little later; if
@@ -341,7 +290,7 @@ class FluidTransport(Rewindable):
             self._time_out(flow, arrival_us)
         return True
 
-    def _probe(self, flow: _Flow, arrival_us: float) -> None:
+    def _probe(self, flow: Flow, arrival_us: float) -> None:
         """Send one packet beyond the window: a new one, or the last of the lost ones again."""
         if not flow.unsent:
             flow.fresh_losses -= 1
@@ -352,7 +301,7 @@ class FluidTransport(Rewindable):
         flow.probed = True
         self._send(flow, 1, arrival_us, arrival_us)
 
-    def _time_out(self, flow: _Flow, arrival_us: float) -> None:
+    def _time_out(self, flow: Flow, arrival_us: float) -> None:
         """Start again from one packet, with all that was lost to be sent again."""
         self._control.on_timeout(arrival_us)
         self._rtt.back_off()
@@ -382,7 +331,7 @@ class FluidTransport(Rewindable):
 
     # Reading the timeline
 
-    def _departure_us(self, flow: _Flow, index: int) -> int:
+    def _departure_us(self, flow: Flow, index: int) -> int:
         """Return when the link delivers the packet that it took in as number `index`; mostly asked in order."""
         starts = flow.starts
         busy = flow.busy
@@ -391,7 +340,7 @@ class FluidTransport(Rewindable):
         end = flow.places[busy] + (index - starts[busy] + 1) * self._share
         return self._schedule.opportunity_us(math.ceil(end - _ROUNDING) - 1)
 
-    def _delivered_by(self, flow: _Flow, time_us: float) -> int:
+    def _delivered_by(self, flow: Flow, time_us: float) -> int:
         """Return how many packets the link has delivered up to and including `time_us`."""
         low, high = 0, flow.admitted
         while low < high:
@@ -402,12 +351,12 @@ class FluidTransport(Rewindable):
                 high = middle
         return low
 
-    def _packets_in_order_by(self, flow: _Flow, time_us: float) -> int:
+    def _packets_in_order_by(self, flow: Flow, time_us: float) -> int:
         """Return how many packets the client has got in order by `time_us`."""
         delivered = self._delivered_by(flow, time_us)
         return min([delivered, *(hole.start for hole in flow.holes if hole.end > delivered)])
 
-    def _end_window(self, flow: _Flow) -> None:
+    def _end_window(self, flow: Flow) -> None:
         """Take in the acknowledgements still to come after a complete response: a round-trip sample, and growth.
 
         The window grows while at least half of it is in use: by the x-th of them while 2 (in_flight - x) > window + x.

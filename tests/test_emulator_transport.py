@@ -8,7 +8,7 @@ import pytest
 
 from emulator import MODELS, LinkConfig, Transport, TransportError, create_transport
 from emulator.compare import compare, spread
-from emulator.fluid import Schedule
+from emulator.fluid_flow import Schedule
 from traces import Trace, TraceConfig, load_trace
 
 TWELVE_MBPS = Trace(name="12", opportunities_ms=np.array([1], dtype=np.int64), period_ms=1)  # one MTU per ms
