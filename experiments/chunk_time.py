@@ -278,6 +278,11 @@ def equal_quality(ladder: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["codec", "segment_s", "metric", "quality", "wire_bps"])
 
 
+def by_trace(sessions: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of each trace's sessions, which are no independent samples: intervals go by trace."""
+    return sessions.groupby("trace", sort=False).mean(numeric_only=True)
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and half of its 95 % interval (Student's t); nan for a single value."""
     import numpy as np
@@ -300,8 +305,9 @@ def report(sessions: pd.DataFrame, ladder: pd.DataFrame, equal: pd.DataFrame) ->
         f"|---|---:|---:|{'---:|' * len(titles)}",
     ]
     for (codec, delay_ms, segment_s), group in sessions.groupby(["codec", "delay_ms", "segment_s"], sort=False):
-        cells = [_cell(group["rebuffering_percent"], 1), _cell(group["media_bitrate_bps"] / 1000, 1)]
-        cells += [_cell(group[name], 3 if name.startswith("lpips") else 1) for name in metrics]
+        traces = by_trace(group)
+        cells = [_cell(traces["rebuffering_percent"], 1), _cell(traces["media_bitrate_bps"] / 1000, 1)]
+        cells += [_cell(traces[name], 3 if name.startswith("lpips") else 1) for name in metrics]
         own = ladder[(ladder["codec"] == codec) & (ladder["segment_s"] == segment_s)]
         cells.append(f"{own['overhead_percent'].mean():.1f}")
         for name in metrics:
@@ -326,10 +332,11 @@ def _cell(values: pd.Series, digits: int) -> str:
 
 
 def _label(study: Study, config: RunConfig) -> str:
+    traces = ", ".join(study.traces) if len(study.traces) <= 6 else f"{len(study.traces)} traces"
     return (
-        f"{', '.join(study.traces)} (default shares unless given), {study.starts} sessions of {config.session_s:g} s "
-        f"each, {config.abr.name}, {config.player.buffer_s:g} s of buffer, {config.link.model} model; "
-        "mean and 95 % interval over traces and starting points"
+        f"{traces} (default shares unless given), {study.starts} sessions of {config.session_s:g} s on each, "
+        f"{config.abr.name}, {config.player.buffer_s:g} s of buffer, {config.link.model} model; "
+        "mean and 95 % interval over traces"
     )
 
 

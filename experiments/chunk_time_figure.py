@@ -8,9 +8,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from experiments.chunk_time import interval, measured
+from experiments.chunk_time import by_trace, interval, measured
 from experiments.paper import CODEC_COLORS, PAGE_IN, add_caption, paper_style, shared_legend
 from experiments.series import CODEC_TITLES, METRICS
 
@@ -52,7 +52,8 @@ def _sessions(axis: Axes, sessions: pd.DataFrame, column: str, scale: float) -> 
     delays_ms = list(sessions["delay_ms"].unique())
     for (codec, delay_ms), group in sessions.groupby(["codec", "delay_ms"], sort=False):
         found = [
-            (segment_s, *interval((scale * own).tolist())) for segment_s, own in group.groupby("segment_s")[column]
+            (segment_s, *interval((scale * by_trace(own)[column]).tolist()))
+            for segment_s, own in group.groupby("segment_s")
         ]
         segment_s, means, halves = (list(part) for part in zip(*found, strict=True))
         turn = delays_ms.index(delay_ms)
@@ -73,6 +74,9 @@ def _overhead(ladder: pd.DataFrame) -> Callable[[Axes], None]:
             axis.plot(share.index, share["mean"], color=colour, marker="o", markersize=2.5)
         axis.set_ylabel("Bytes beyond payload [%]")
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
 
     return draw
 
@@ -86,7 +90,7 @@ def _equal(equal: pd.DataFrame, metric: str) -> Callable[[Axes], None]:
             )
             notes.append(f"{CODEC_TITLES[str(codec)]} {group['quality'].iloc[0]:.{METRICS[metric].digits}f}")
         axis.set_ylabel("On the wire [kbit/s]")
-        axis.set_title(f"{METRICS[metric].title}: {', '.join(notes)}", fontsize=5.5)
+        axis.set_title(f"at equal {METRICS[metric].title}:\n{', '.join(notes)}", fontsize=5.5)
         axis.set_ylim(bottom=0)
 
     return draw

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from emulator import LinkConfig
-from experiments.chunk_time import equal_quality, interval, ladder_rows, main, parse_study, report
+from experiments.chunk_time import by_trace, equal_quality, interval, ladder_rows, main, parse_study, report
 from experiments.chunk_time_figure import chunk_time_figure
 from experiments.errors import UsageError
 from experiments.paper import save_figure
@@ -32,6 +32,11 @@ def test_equal_quality_is_taken_where_all_ladders_reach() -> None:
     assert found["quality"].tolist() == [30.0, 30.0]
     assert found["wire_bps"].tolist() == pytest.approx([1e4, 10**3.5])
     assert equal_quality(ladder.assign(psnr_db=[20.0, 24.0, 30.0, 36.0])).empty
+
+
+def test_sessions_of_one_trace_count_once() -> None:
+    sessions = pd.DataFrame({"trace": ["a", "a", "b"], "rebuffering_percent": [1.0, 3.0, 6.0]})
+    assert by_trace(sessions)["rebuffering_percent"].tolist() == [2.0, 6.0]
 
 
 def test_intervals() -> None:
@@ -64,6 +69,7 @@ def test_table_and_figure(tmp_path: Path) -> None:
     ]
     names = ["codec", "delay_ms", "segment_s", "rebuffering_percent", "media_bitrate_bps", "lpips_squeeze"]
     sessions = pd.DataFrame(rows, columns=[*names, "ssimulacra2"])
+    sessions["trace"] = ["a", "b"] * (len(rows) // 2)
     ladder = sessions[["codec", "segment_s"]].assign(
         overhead_percent=8.0, wire_bps=2e4 + 1e3 * sessions["rebuffering_percent"],
         lpips_squeeze=sessions["rebuffering_percent"] / 10, ssimulacra2=sessions["rebuffering_percent"],
