@@ -21,7 +21,7 @@ from experiments.errors import UsageError
 from experiments.schema import RunConfig, SuiteConfig
 from experiments.seeds import apply_seed, canonical_name, period_s
 from experiments.shares import default_share
-from traces import catalogue
+from traces import catalogue, registry
 
 ALL = "all"
 LEFT_OUT = ("fixed",)
@@ -151,7 +151,9 @@ def expand_traces(parts: Sequence[str], limit: int = 0) -> list[str]:
             names |= dict.fromkeys(members[:: max(len(members) // limit, 1)][:limit] if limit else members)
         elif (entry := catalogue.find(part)) is not None:
             names[entry.name] = None
-        elif Path(part).is_file():
+        elif offered := registry.members(part):
+            names |= dict.fromkeys(offered[:: max(len(offered) // limit, 1)][:limit] if limit else offered)
+        elif registry.find_member(part) is not None or Path(part).is_file():
             names[part] = None
         else:
             raise UsageError(f"trace={part}: no family, trace or file; known families: {', '.join(families)}")

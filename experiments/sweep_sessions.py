@@ -21,7 +21,7 @@ from experiments.simulate import simulate
 from player.config import PlayerConfig
 from player.programme import Programme
 from player.session import Session
-from traces import Trace, TraceConfig, catalogue, load_trace
+from traces import Trace, TraceConfig, catalogue, load_trace, registry
 
 if TYPE_CHECKING:
     from player.record import SevereRule
@@ -134,9 +134,12 @@ class Looked:
 
 @functools.cache
 def family_of(trace: str) -> str:
-    """Return the family of a vendored trace, or `own`."""
+    """Return the family of a vendored trace or of one that another package offers, or `own`."""
     entry = catalogue.find(trace)
-    return "own" if entry is None else entry.family
+    if entry is not None:
+        return entry.family
+    member = registry.find_member(trace)
+    return "own" if member is None else member[0]
 
 
 class Study:

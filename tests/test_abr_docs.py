@@ -12,20 +12,23 @@ import abr.plugins
 from abr import AbrConfig, Ladder, Observation, ThroughputSample, known_names, known_options
 from abr.__main__ import main
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs" / "controllers.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TEXT = (DOCS / "controllers.md").read_text(encoding="utf-8")
 LADDER = Ladder([1e5, 2e5, 4e5], [[25_000, 50_000, 100_000]] * 3, [2.0] * 3)
 
 
-def block(language):
+def block(language, text=TEXT):
     """Return the first fenced block of a language."""
-    return re.search(rf"```{language}\n(.*?)```", TEXT, re.DOTALL).group(1)
+    return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL).group(1)
 
 
 def test_the_example_plug_in_plugs_in(monkeypatch):
-    module = types.ModuleType("mycontroller")
-    exec(compile(block("python"), "mycontroller.py", "exec"), vars(module))
-    monkeypatch.setitem(__import__("sys").modules, "mycontroller", module)
-    group, name, value = re.search(r'entry-points\."(.+?)"\]\n(\w+) = "(.+?)"', block("toml")).groups()
+    page = (DOCS / "extending" / "controller.md").read_text(encoding="utf-8")
+    group, name, value = re.search(r'entry-points\."(.+?)"\]\n(\w+) = "(.+?)"', block("toml", page)).groups()
+    module = types.ModuleType(value.split(":")[0])
+    exec(compile(block("python", page), "controller.py", "exec"), vars(module))
+    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+    monkeypatch.setitem(__import__("sys").modules, module.__name__.split(".")[0], types.ModuleType("package"))
     point = metadata.EntryPoint(name, value, group)
     monkeypatch.setattr(abr.plugins, "entry_points", lambda group: (point,) if group == point.group else ())
     assert name in known_names()

@@ -101,6 +101,12 @@ def find_member(name: str) -> tuple[str, str] | None:
     return family, member or found.members[0]
 
 
+def members(family: str) -> list[str]:
+    """Return the names of all traces of a family that another package offers, such as subway/night."""
+    found = offered(family) if family in plugins().names() else None
+    return [f"{family}/{member}" for member in found.members] if isinstance(found, TraceFamily) else []
+
+
 def load_member(family: str, member: str) -> Trace:
     """Return a member's trace; TraceError, in one line that names the package, for whatever its loading raises."""
     group, found = plugins(), offered(family)
