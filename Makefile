@@ -1,5 +1,6 @@
 # make demo   install into .venv and run the main job        make test   install with the test extra and run the tests
-# make lint   the style and type checks                      make clean  remove environments, outputs and build files
+# make lint   the style and type checks                      make docs   install with the docs extra, build the site/
+# make clean  remove environments, outputs, build files
 #
 # Only python3 (>= 3.10), make and sh are needed. Another interpreter or place: make demo PYTHON=python3.12 VENV=/tmp/env
 
@@ -13,8 +14,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint docs clean help
 
 demo: $(INSTALLED)
 	$(BIN)/python -m experiments.run $(RUN)
@@ -27,12 +29,15 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check --exclude '*.md' .
 	$(BIN)/mypy
 
+docs: $(INSTALLED_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv .venv-ci build dist outputs multirun *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ci build dist site outputs multirun *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,5p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, not " + sys.version)'
@@ -49,4 +54,8 @@ $(INSTALLED_TEST): pyproject.toml | $(BIN)/python
 
 $(INSTALLED_DEV): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	@touch $(INSTALLED) $(INSTALLED_TEST) $@
+	@touch $(INSTALLED) $(INSTALLED_TEST) $(INSTALLED_DOCS) $@
+
+$(INSTALLED_DOCS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $(INSTALLED) $@

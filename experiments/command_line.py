@@ -29,7 +29,7 @@ usage: python -m experiments.run [KEY=VALUE ...]         one run
   trace=constant rate=500k  a link of constant rate
   abr=bola                  a controller (python -m abr lists them)
   video=demo                the demo clip, or the path of a video
-  codec=prompt+h265         what to stream: prompt, h265, h264, av1, vp9, vae
+  codec=prompt+h265         what to stream (python -m packager list)
   experiment=smoke          a named set of changes: {experiments}
 
 Every key with its default (docs/experiments.md says what each means):

@@ -82,7 +82,7 @@ class Presentation:
         Args:
             directory: where the files are, or will be.
             init_bytes: [R] in the manifest's order.
-            segment_bytes: [R][S] likewise.
+            segment_bytes: `[R][S]` likewise.
         """
         init = np.array(init_bytes, np.int64)
         sizes = np.array(segment_bytes, np.int64).T  # [S, R]

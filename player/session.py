@@ -231,8 +231,9 @@ class Session:
     def on_rendered(self, now_s: float, segment: int, *, versions: int = 1) -> None:
         """Take in that a downloaded segment is rendered, so that it can be shown; new segments are, in order.
 
-        Args: versions: how many of what arrived for it this stands for. A driver that had not begun a segment when an
-            upgrade of it came renders the upgrade alone.
+        Args:
+            versions: how many of what arrived for it this stands for. A driver that had not begun a segment when an
+                upgrade of it came renders the upgrade alone.
         """
         self._rendering.expect(segment)
         self._advance(now_s)

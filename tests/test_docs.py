@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -27,4 +27,13 @@ def test_commands_name_modules_of_this_project(page):
 
 def test_the_readme_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
-    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text] == []
+    top = [page.name for page in PAGES[1:] if page.parent.name == "docs"]
+    assert [name for name in top if f"docs/{name}" not in text] == []
+    assert "docs/extending/index.md" in text
+
+
+def test_the_overview_of_extensions_leads_to_each_of_them():
+    folder = ROOT / "docs" / "extending"
+    text = (folder / "index.md").read_text()
+    own = [page.name for page in folder.glob("*.md") if page.name != "index.md"]
+    assert [name for name in own if f"]({name})" not in text] == []

@@ -25,7 +25,7 @@ class Movie:
     segment_ms: float
     bitrates_kbps: tuple[float, ...]
     segment_bits: tuple[tuple[int, ...], ...]
-    """[S][R]"""
+    """`[S][R]`"""
 
     @property
     def utilities(self) -> list[float]:
