@@ -17,6 +17,8 @@ from experiments.errors import ExperimentError, UsageError
 from packager.ray_workers import AUTO, import_ray, initialize
 
 LOCAL, RAY = LAUNCHERS = ("local", "ray")
+LONE_TRIES = 2
+"""How often a task that was under way when a process died is begun again in a process of its own."""
 RAY_RETRIES = 3
 """How often Ray starts a task again whose worker or node has died."""
 
@@ -72,10 +74,13 @@ def run_tasks(
         yield from _in_pool(worker, waiting, jobs, suspects)
         # Which of them killed its process is not known, so each is tried by itself, in a process of its own.
         for task in suspects:
-            killers: list[Task] = []
-            yield from _in_pool(worker, deque([task]), 1, killers)
-            if killers:
-                yield task, Lost("its process died, twice (a crash, or no memory left)")
+            for _ in range(LONE_TRIES):
+                dead: list[Task] = []
+                yield from _in_pool(worker, deque([task]), 1, dead)
+                if not dead:
+                    break
+            else:
+                yield task, Lost(f"its process died {LONE_TRIES} times (a crash, or no memory left)")
 
 
 def _in_pool(
