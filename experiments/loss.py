@@ -145,7 +145,7 @@ class Pictures:
         self._prompts, self._video, self._metrics = clip.prompts, video, metrics
         ranks = range(len(clip.prompts.representations))
         self._decoders = [PromptDecoder(clip.prompts.read_init(rank), generator) for rank in ranks]
-        self._originals = [part[every - 1 :: every] for part in clip.originals()]
+        self._originals = [part[sampled(len(part), every)] for part in clip.originals()]
         self._every = every
         self._frames: dict[tuple[Any, ...], np.ndarray] = {}
         self._scores: dict[tuple[Any, ...], np.ndarray] = {}
@@ -176,7 +176,8 @@ class Pictures:
         place = (segment, *key)
         if place not in self._scores:
             original = self._originals[segment]
-            shown = frames()[self._every - 1 :: self._every]
+            screens = frames()
+            shown = screens[sampled(len(screens), self._every)]
             values = [float(metric(original, shown).mean()) for metric in self._metrics]
             self._scores[place] = np.array(values)
         return self._scores[place]
@@ -185,6 +186,11 @@ class Pictures:
         if key not in self._frames:
             self._frames[key] = make()
         return self._frames[key]
+
+
+def sampled(frames: int, every: int) -> np.ndarray:
+    """Return which frames of a segment are measured: every N-th one, of a shorter segment the last."""
+    return np.arange(min(every, frames) - 1, frames, every)
 
 
 def measure(

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.intervals import bootstrap_mean
 from experiments.layers import trace_names
-from experiments.loss import BURST_PACKETS, cut, first_damage, gilbert_elliott, packets_of
+from experiments.loss import BURST_PACKETS, cut, first_damage, gilbert_elliott, packets_of, sampled
 
 
 def test_an_interval_holds_the_mean_and_narrows():
@@ -34,6 +34,12 @@ def test_bytes_fill_packets():
     assert [packets_of(size) for size in (1, 1200, 1201)] == [1, 1, 2]
     assert cut(np.array([False, False, True, True])) == 2400
     assert cut(np.zeros(3, bool)) is None
+
+
+def test_a_segment_shorter_than_the_step_is_measured_at_its_last_frame():
+    assert sampled(60, 20).tolist() == [19, 39, 59]
+    assert sampled(45, 20).tolist() == [19, 39]
+    assert sampled(7, 20).tolist() == [6]
 
 
 def test_traces_are_spread_over_families():
