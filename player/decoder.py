@@ -15,7 +15,7 @@ from torch import Tensor
 from player.bitstream import Segment, StreamInfo, read_inits, read_layers, segment_number
 from player.codecs import CODECS, PROMPT, VAE, plugin_decoder
 from player.conceal import drift_frames, extend_picture, extend_prompts, last_interval
-from player.engine import Pending, RenderOptions, engine_of
+from player.engine import Pending, RenderOptions, engine_of, upload
 from player.errors import DecodeError, GeneratorMismatchError
 from player.generator import Generator, load_generator
 from player.latent_chain import LatentChain
@@ -37,9 +37,9 @@ class Decoder(Protocol):
 def _key_factors(segment: Segment, generator: Generator) -> tuple[Tensor, Tensor]:
     """Return u [K, L, r] and v [K, r, D] of the key prompts on the generator's device."""
     device = generator.device
-    u_scale, v_scale = (torch.from_numpy(scale.copy()).to(device) for scale in (segment.u_scales, segment.v_scales))
-    u = torch.from_numpy(np.stack([key.u for key in segment.keys])).to(device)
-    v = torch.from_numpy(np.stack([key.v for key in segment.keys])).to(device)
+    u_scale, v_scale = (upload(scale.copy(), device) for scale in (segment.u_scales, segment.v_scales))
+    u = upload(np.stack([key.u for key in segment.keys]), device)
+    v = upload(np.stack([key.v for key in segment.keys]), device)
     return dequantize(u, u_scale), dequantize(v, v_scale)
 
 
@@ -73,7 +73,7 @@ def _start_rendering(segment: Segment, norm_rank: int, generator: Generator) -> 
 def _embeddings(segment: Segment, norm_rank: int, generator: Generator) -> Tensor:
     """Return the embeddings [T, L, D] of all frames, from prompts interpolated between the key prompts."""
     u, v = _key_factors(segment, generator)
-    weights = interpolation_matrix(_offsets(segment), segment.frames).to(generator.device)
+    weights = upload(interpolation_matrix(_offsets(segment), segment.frames), generator.device)
     return generator.space.compose(interpolate(u, weights), interpolate(v, weights), norm_rank)
 
 

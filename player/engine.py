@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -81,10 +82,11 @@ class Pending:
         """Start the copy of uint8 [T, H, W, 3] to the host; `finite` [batches] says which batches were numbers."""
         self._identity, self._event = identity, None
         self._pixels, self._finite = pixels, finite
-        if pixels.is_cuda:
-            self._pixels = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
-            self._pixels.copy_(pixels, non_blocking=True)
-            self._finite = finite.to("cpu", non_blocking=True)
+        if pixels.is_cuda:  # to pinned memory: a copy to any other would hold up the host
+            self._pixels, self._finite = (
+                torch.empty(given.shape, dtype=given.dtype, pin_memory=True).copy_(given, non_blocking=True)
+                for given in (pixels, finite)
+            )
             self._event = torch.cuda.Event()
             self._event.record()
 
@@ -98,7 +100,7 @@ class Pending:
 
 
 class Engine:
-    """Renders embeddings with a generator; made once, used for every segment."""
+    """Renders embeddings with a generator; made once, used for every segment. Its weights must stay as they are."""
 
     def __init__(self, generator: Generator, options: RenderOptions | None = None) -> None:
         self.generator, self.options = generator, options or RenderOptions()
@@ -139,21 +141,29 @@ class Engine:
         """
         return self._within_memory(self._generate, embeddings)
 
+    @torch.no_grad()
     def most_frames(self, embeddings: Tensor) -> int:
         """Return how many frames at a time fit the device's memory; embeddings [T, L, D] are any to try with."""
         if not self._measured:
-            self.batch, self._measured = self._fitting_batch(embeddings), True
+            with self._current_device():
+                self.batch, self._measured = self._fitting_batch(embeddings), True
         return self.batch
+
+    def _current_device(self) -> AbstractContextManager[object]:
+        """Make the generator's device the one that streams and events belong to."""
+        device = self.generator.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     @torch.no_grad()
     def _within_memory(self, work: Callable[[Tensor], Result], embeddings: Tensor) -> Result:
         """Do work on embeddings in batches of `self.batch`; once, if they do not fit, in batches of half of it."""
-        while True:
-            try:
-                self.most_frames(embeddings)
-                return work(embeddings)
-            except torch.OutOfMemoryError as error:
-                self._shrink(error)
+        self.most_frames(embeddings)
+        with self._current_device():
+            while True:
+                try:
+                    return work(embeddings)
+                except torch.OutOfMemoryError as error:
+                    self._shrink(error)
 
     def _generate(self, embeddings: Tensor) -> Tensor:
         frames = torch.cat([self.generator.generate(part).float() for part in embeddings.split(self.batch)])
@@ -203,7 +213,8 @@ class Engine:
 
     def _fitting_batch(self, embeddings: Tensor) -> int:
         """Return how many frames at a time fit the device, from the peaks of batches of one and two."""
-        device, peaks = self.generator.device, []
+        device = self.generator.device
+        peaks: list[int] = []
         probe = Engine.__new__(Engine)
         probe.__dict__.update(self.__dict__, _step=self._frames, batch=2, _measured=True)
         probe.options = RenderOptions(batch=2, cuda_graphs=False)
@@ -211,7 +222,13 @@ class Engine:
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-            probe._submit(embeddings[:1].expand(count, -1, -1)).result()
+            try:
+                probe._submit(embeddings[:1].expand(count, -1, -1)).result()
+            except torch.OutOfMemoryError as error:
+                self.batch = 1
+                if not peaks:
+                    self._shrink(error)  # raises: less than one frame cannot be rendered
+                return 1
             peaks.append(torch.cuda.max_memory_allocated(device) - before)
         torch.cuda.empty_cache()
         free_bytes, _ = torch.cuda.mem_get_info(device)
@@ -233,6 +250,12 @@ class Engine:
         if generator.device.type == "cuda":
             torch.cuda.empty_cache()
         log.warning("%s ran out of memory; rendering %d frames at a time from now on", generator.device, self.batch)
+
+
+def upload(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; to CUDA by way of pinned memory, so that the host need not wait for the device."""
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def frames_that_fit(free_bytes: int, one_bytes: int, two_bytes: int) -> int:

@@ -103,6 +103,10 @@ class Generator(nn.Module):
         factor = _upsampling(decoder)
         self.native_size = (height * factor, width * factor)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the engine behind: it is made of this, and its graphs live in one process."""
+        return self.__dict__ | {"engine": None}
+
     @property
     def device(self) -> torch.device:
         """Where the generator's parameters lie."""
