@@ -10,12 +10,18 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 
 from player.generator import Generator, set_precision
+from player.model_files import quiet_diffusers
 from player.one_step import check_unet, load_prompt_space
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 SD_TURBO, TAESD = ARCHITECTURES / "sd-turbo", ARCHITECTURES / "taesd"
-TINY = {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": 64, "attention_head_dim": [2, 2, 4, 4]}
-"""Changes that make SD-Turbo's UNet a small one of the same build; `sample_size` and `norm_num_groups` as they are."""
+TINY_SIDE = 8
+"""Of the latents of the small model: frames of 64x64."""
+_TINY = {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": 64, "attention_head_dim": [2, 2, 4, 4]}
+_TINY_DECODERS = {
+    "AutoencoderTiny": {"encoder_block_out_channels": [16] * 4, "decoder_block_out_channels": [16] * 4},
+    "AutoencoderKL": {"block_out_channels": [32] * 4},
+}
 _CLASSES = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
 
 
@@ -25,7 +31,7 @@ def random_generator(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     latent_side: int = 64,
-    changes: dict | None = None,
+    tiny: bool = False,
     seed: int = 0,
 ) -> Generator:
     """Return a generator of SD-Turbo's architecture with random weights, made on the device itself.
@@ -34,19 +40,21 @@ def random_generator(
         decoder: folder with the configuration of its latent decoder.
         device: `meta` counts operations without memory.
         latent_side: of its latents; 64 for frames of 512x512.
-        changes: to the UNet's configuration, such as `TINY`.
+        tiny: make a small model of the same build instead.
     """
     where = torch.device(device)
-    config = _read(SD_TURBO / "unet") | {"sample_size": latent_side} | (changes or {})
+    config = _read(SD_TURBO / "unet") | {"sample_size": latent_side} | (_TINY if tiny else {})
     check_unet(config, str(SD_TURBO / "unet"))
     vae_config = _read(decoder)
+    vae_config |= _TINY_DECODERS[vae_config["_class_name"]] if tiny else {}
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
         vae = _CLASSES[vae_config["_class_name"]].from_config(vae_config)
     if where.type != "meta":
         source = torch.Generator(where).manual_seed(seed)
         for part in (unet, vae):
-            part.to(dtype).to_empty(device=where)
+            with quiet_diffusers():
+                part.to(dtype).to_empty(device=where)
             _fill(part, source)
     settings, tensors = load_prompt_space(SD_TURBO, unet.config, 8 * latent_side)
     generator = Generator(unet, vae, settings, tensors, identity="random-sd-turbo")
