@@ -105,7 +105,12 @@ def _results(view: StudyView, against: str) -> dict[str, Any]:
 
     table = view.table
     metric, threshold = view.rule
-    evaluation = _evaluation(table)
+    reasons = []
+    try:
+        evaluation = _evaluation(table)
+    except ExperimentError as error:  # such as two packages of one video in one codec; the rest is good
+        evaluation = None
+        reasons.append(f"Prompts and other codecs are not compared: {error}.")
     anchor = _anchor(table, against)
     comparisons = _comparisons(table, anchor) if anchor else []
     rule = f"Severely distorted: frames with {severity_rule(metric, threshold)}." if metric else ""
@@ -119,7 +124,7 @@ def _results(view: StudyView, against: str) -> dict[str, Any]:
     return {
         "contents": contents,
         "subtitle": conditions_text(table, ("codec", "abr")),
-        "summary": _summary(table, evaluation),
+        "summary": [*_summary(table, evaluation), *reasons],
         "severe_rule": rule,
         "schemes": scheme_table(table),
         "evaluation": evaluation,

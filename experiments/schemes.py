@@ -53,6 +53,9 @@ def schemes_of(table: pd.DataFrame, by: Sequence[str]) -> list[Scheme]:
     missing = [name for name in by if name not in table]
     if missing or not by:
         raise UsageError(f"--by {','.join(by)}: expected some of the columns {', '.join(table)}")
+    for name in by:
+        if table[name].isna().any():  # a missing value is equal to nothing, not even to itself
+            table = table.assign(**{name: table[name].astype(object).where(table[name].notna(), "none")})
     ranks = {name: _ranks(name, table[name]) for name in by}
     groups = [(key, rows) for key, rows in table.groupby(list(by), sort=False, dropna=False)]
     groups.sort(key=lambda group: [ranks[name][value] for name, value in zip(by, group[0], strict=True)])
@@ -134,7 +137,8 @@ def _ranks(name: str, values: pd.Series) -> dict[Any, int]:
     if name == "codec":
         return {value: rank for rank, value in enumerate(ordered(found))}
     first = [one for one in WELL_KNOWN if one in found] if name == "abr" else []
-    return {value: rank for rank, value in enumerate([*first, *sorted(found - set(first))])}
+    rest = sorted(found - set(first), key=lambda value: (isinstance(value, str), value))
+    return {value: rank for rank, value in enumerate([*first, *rest])}
 
 
 def _named(keys: Sequence[tuple[Any, ...]], by: Sequence[str]) -> list[tuple[Any, ...]]:

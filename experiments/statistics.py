@@ -52,8 +52,6 @@ class Comparison:
     """Share of pairs in which a has the higher value; ties count half."""
     overlap: bool
     """Whether the intervals of the two schemes by themselves overlap: which is ahead then rests on the pairing."""
-    links: int = 0
-    """Links (trace, share, offset) among the pairs; with several videos a link makes several pairs."""
 
     @property
     def is_clear(self) -> bool:
@@ -128,7 +126,6 @@ def compare(
         effect_size=float(by_trace.mean()) / spread if spread > 0 else math.nan,
         higher_share=float(((sign + 1) / 2).mean()),
         overlap=alone[0].overlaps(alone[1]),
-        links=len(pairs.drop_duplicates([*LINK])),
     )
 
 

@@ -32,7 +32,7 @@ class StudyView:
     def rule(self) -> tuple[str | None, float]:
         """The metric and threshold of severe distortion."""
         metric, threshold = self.study["settings"].get("severe_rule") or (None, 0.0)
-        return metric, float(threshold)
+        return metric, float(threshold or 0.0)
 
 
 def open_view(path: Path, where: Sequence[str] = (), **options: Any) -> StudyView:

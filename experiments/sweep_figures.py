@@ -72,6 +72,8 @@ def stall_quality(table: pd.DataFrame, by: Sequence[str] = (), paper: Paper = AC
     with paper_style():
         figure, axis = plt.subplots(figsize=(width_in, 2.9), layout="constrained")
         for one in schemes:
+            if one.rows[[STALLED.name, metric.name]].dropna().empty:
+                continue  # no session of it showed a frame
             point = 100 * one.rows["rebuffering_ratio"].mean(), one.rows[metric.name].mean()
             if not one.is_named:
                 axis.plot(*point, ".", color=one.color, markersize=3, zorder=1)

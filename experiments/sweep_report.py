@@ -36,9 +36,10 @@ def controller_table(table: pd.DataFrame, qoe: str = QOE) -> Table:
     """Return a table of one codec's controllers, best QoE first: means over sessions, QoE's interval."""
     from experiments.schemes import metrics_of
     from experiments.series import METRICS
-    from experiments.statistics import compare, interval
+    from experiments.statistics import compare, conditions, interval
     from experiments.text_tables import Table, number, span
 
+    same = [*conditions(table), "package"]
     metrics = metrics_of(table)
     oracle = table[table["abr"] == ORACLES[qoe]]
     titles = [qoe, "95 % interval", "to oracle", *(METRICS[name].title for name in metrics)]
@@ -46,7 +47,7 @@ def controller_table(table: pd.DataFrame, qoe: str = QOE) -> Table:
     found = {name: interval(rows, qoe) for name, rows in table.groupby("abr")}
     for name in sorted(found, key=lambda one: -found[one].mean):
         rows, one = table[table["abr"] == name], found[name]
-        gap = f"{compare(oracle, rows, qoe).difference.mean:.3f}" if len(oracle) else "-"
+        gap = f"{compare(oracle, rows, qoe, on=same).difference.mean:.3f}" if len(oracle) else "-"
         cells = [f"`{name}`", number(one.mean), span(one), gap]
         cells += [number(rows[metric].mean(), METRICS[metric].digits) for metric in metrics]
         cells += [number(rows[column].mean(), digits, scale=scale) for column, _, scale, digits in OTHERS]
@@ -100,7 +101,7 @@ def family_table(table: pd.DataFrame, column: str = QOE) -> Table:
 
 def comparison_table(table: pd.DataFrame, against: str, column: str = QOE) -> Table:
     """Return a table of every controller against `against` under equal conditions; UsageError if that is absent."""
-    from experiments.statistics import compare
+    from experiments.statistics import compare, conditions
     from experiments.text_tables import Table, number, span
 
     base = table[table["abr"] == against]
@@ -108,7 +109,7 @@ def comparison_table(table: pd.DataFrame, against: str, column: str = QOE) -> Ta
         raise UsageError(f"--against {against}: not in the study, which has {', '.join(sorted(set(table['abr'])))}")
     result = Table(["controller", f"minus `{against}`", "95 % interval", "effect d", "higher in %", "pairs", "note"])
     for name in sorted(set(table["abr"]) - {against}):
-        found = compare(table[table["abr"] == name], base, column)
+        found = compare(table[table["abr"] == name], base, column, on=[*conditions(table), "package"])
         gain = found.difference
         note = "" if found.is_clear else "not told apart"
         if found.is_clear and found.overlap:
@@ -143,7 +144,10 @@ def _report(options: argparse.Namespace) -> None:
         if options.against:
             print(f"{comparison_table(rows, options.against, options.qoe).markdown()}\n")
     if rivals(view.table):
-        print(f"{evaluation_text(view.table)}\n")
+        try:
+            print(f"{evaluation_text(view.table)}\n")
+        except ExperimentError as error:  # such as two packages of one video in one codec; the rest is good
+            print(f"experiments.sweep_report: prompts and other codecs are not compared: {error}", file=sys.stderr)
     if options.figures:
         from experiments.paper import save_figure
 

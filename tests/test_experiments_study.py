@@ -166,6 +166,23 @@ def test_a_video_that_lacks_a_codec_is_named(table: pd.DataFrame) -> None:
     assert len(paper_evaluation.duels(lacking, "lpips_squeeze", "video")) == 3
 
 
+def test_two_packages_of_one_video_leave_the_rest_of_the_report(tmp_path: Path, capsys: Any) -> None:
+    folder = make_study(tmp_path / "study", video=("easy",))
+    again = [_row(trace, 0.0, "prompt", abr, "easy") for trace in TRACES for abr in CONTROLLERS]
+    dataset.write_part(folder, "1", [row | {"package": "other", "session": f"{row['session']} 2"} for row in again])
+    assert sweep_report.main([str(folder), "--no-figures", "--against", "bola"]) == 0
+    said = capsys.readouterr()
+    assert "not compared" in said.err
+    assert "minus `bola`" in said.out
+    assert report.main([str(folder), "-o", str(tmp_path / "page.html"), "--frames", "0"]) == 0
+    assert "Prompts and other codecs are not compared" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_missing_values_make_a_scheme_of_their_own(table: pd.DataFrame) -> None:
+    seeds = pd.array([1, None] * (len(table) // 2), dtype="Int64")
+    assert [one.label for one in schemes_of(table.assign(seed=seeds), ("seed",))] == ["seed 1", "none"]
+
+
 def test_nothing_to_reduce_is_no_reduction(table: pd.DataFrame) -> None:
     clean = table.assign(severe_share=np.where(table["codec"] == "prompt", 0.1, 0.0))
     assert np.isnan(paper_evaluation.duels(clean, "lpips_squeeze")[0].reduction.mean)
