@@ -8,8 +8,9 @@ duration p is
     rebuffering = max(0, rho - pi),       pi <- max(pi, rho) + p.
 
 With c = 0 this is the buffer of `abr.mpc`. Considered are the mode that shows most frames of those that the device
-keeps up with, and the next cheaper one. Planned is the measured quality of what each mode shows, less what a lower
-frame rate costs: measures of single pictures do not see it. At f of F frames/s that is
+keeps up with and, if that takes half of its time or more, the next cheaper one. Planned is the measured quality of what
+each mode shows, less what a lower frame rate costs: measures of single pictures do not see it. At f of F frames/s that
+is
 
     1 - (1 - exp(-a f / F)) / (1 - exp(-a)),   a = 7.4,
 
@@ -30,6 +31,8 @@ from abr.render_aware import SAFETY
 from abr.rendering import Rendering
 from abr.throughput import Estimator
 
+TIGHT = 0.5
+"""Share of the device's time above which a cheaper mode is weighed too; below, rendering asks for no fewer frames."""
 TEMPORAL = 7.4
 """a: how soon more frames stop to matter."""
 
@@ -130,12 +133,12 @@ class RenderMpc(Mpc):
         return Decision(representation, estimate_bps=belief.rate_bps / discount, mode=modes[place], reason=reason)
 
     def _modes(self, steps: slice, speed: float) -> list[int]:
-        """Return the mode with most frames that the device keeps up with, and the next cheaper one."""
+        """Return the mode with most frames that the device keeps up with, and the next cheaper one if that is tight."""
         share = self.rendering.passes[steps] / speed / self.ladder.segment_duration_s[steps, None, None]  # [h, R, M]
         needed = share.mean(axis=0).min(axis=0)  # [M]
         order = np.argsort(-needed, kind="stable").tolist()
         first = next((place for place, mode in enumerate(order) if needed[mode] <= SAFETY), len(order) - 1)
-        return order[first : first + 2]
+        return order[first : first + 2] if needed[order[first]] > TIGHT else order[first : first + 1]
 
 
 def scaled_mode_quality(ladder: Ladder, rendering: Rendering) -> NDArray[np.float64]:
