@@ -85,7 +85,7 @@ class FitConfig:
     first and last losses, which decide what is kept, are always taken in the generator's own precision."""
     start: str = "auto"
     """Where it starts: encoder (one pass of the generator's encoder), empty (the generator's empty prompt and a small
-    random low-rank term), random (Promptus), or auto: the encoder where there is one, else random (docs/generator.md)."""
+    random low-rank term), random (Promptus), or auto: the encoder where there is one, else random."""
     frames_at_once: int = 0
     """Most frames that pass the generator together, the rest being computed once more for the gradient (checkpointing);
     0: all of a step, which is halved once, and said so, where memory runs out."""
