@@ -24,8 +24,8 @@ class PlayerConfig:
     """A stop is first filled with frames made up from the last prompt for this long: logged as concealed, neither
     played nor rebuffered. Playback then goes on where it was. 0: off."""
     timeout_s: float = 60.0
-    """A request is given up after this long. Shorter ones throw away partly fetched segments in an outage, the large ones
-    of a pixel ladder before all (dash.js: 20 s, hls.js: 120 s); giving up earlier is a controller's decision."""
+    """A request is given up after this long (dash.js: 20 s, hls.js: 120 s). In an outage short times throw away partly
+    fetched segments, large ones before all; giving up earlier is a controller's decision."""
     retries: int = 3
     """Further attempts at a representation after a failure (dash.js: 3); then as many at the lowest; then a gap."""
     backoff_s: float = 1.0
