@@ -177,8 +177,8 @@ def test_a_folder_that_holds_a_run_is_left_alone(finished: Path, arguments: list
     assert (finished / "summary.json").read_bytes() == before
 
 
-def test_a_sweep_runs_every_combination(arguments: list[str], tmp_path: Path) -> None:
-    quick = ["figures=false", "render_check=false", "codec=h265"]
+def test_a_sweep_that_renders_makes_a_run_folder_for_every_combination(arguments: list[str], tmp_path: Path) -> None:
+    quick = ["figures=false", "render=true", "codec=h265"]
     sweep = ["-m", "abr=bola,bba", f"hydra.sweep.dir='{tmp_path}'"]
     assert run.main([*arguments, *quick, *sweep]) == 0
     runs = sorted(path.parent for path in tmp_path.rglob("summary.json") if path.parent.name != "h265")
