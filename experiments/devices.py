@@ -367,7 +367,7 @@ def figure(table: pd.DataFrame, metric: str) -> Any:
                 axis.minorticks_off()
             line[1].set_title(case)
         for axis in axes[-1]:
-            axis.set_xlabel("Device: frames/s with the whole generator")
+            axis.set_xlabel("Device [passes/s]")
         shared_legend(drawn, axes)
         traces = table["trace"].nunique()
         add_caption(drawn, f"{traces} vendored traces, default shares; bands: 95 % bootstrap intervals", PAGE_IN)
