@@ -902,7 +902,8 @@ def test_what_holds_for_any_session(durations_s, name, layered, wait_s, times_s,
     shown = {event.segment: event.representation for event in events if isinstance(event, SegmentPlayed)}
     for row in log.segments:
         assert shown.get(row["segment"], row["representation"]) == row["representation"]
-        assert row["skipped"] or row["size_bytes"] == ladder.segment_bytes[row["segment"], row["representation"]]
+        held = row["representation"] if row["raised_to"] is None else row["raised_to"]
+        assert row["skipped"] or row["size_bytes"] == ladder.segment_bytes[row["segment"], held]
         assert row["wasted_bytes"] >= 0
     assert summary["downloaded_bytes"] + summary["wasted_bytes"] == session.received_bytes
 
