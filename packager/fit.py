@@ -413,8 +413,8 @@ def _draw_frames(fit: _Fit, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_ranks(ranks: list[int], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a rank for each of `count` frames: every second one the full rank, the rest one of the ladder."""
-    drawn = np.full(count, rng.choice(ranks))
+    """Return a rank for each of `count` frames: every second one the full rank, the rest one of the ranks below it."""
+    drawn = np.full(count, rng.choice(ranks[:-1] or ranks))
     drawn[::2] = ranks[-1]
     return drawn
 
