@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from experiments.text_tables import Table
 
 QOE = "qoe_quality"
+FALLBACK = "qoe_lin"
+"""Where no metric that controllers plan with was measured, such as PSNR alone."""
 ORACLES = {"qoe_lin": "oracle", "qoe_quality": "oracle:utility=quality"}
 """QoE column -> the controller that plans it knowing the future."""
 OTHERS = (
@@ -137,12 +139,13 @@ def _report(options: argparse.Namespace) -> None:
     from experiments.study_plots import FIGURES, draw_all, open_view
 
     view = open_view(options.dataset)
+    qoe = _qoe_of(view.table, options.qoe)
     for codec, rows in view.table.groupby("codec"):
         print(f"## {codec}: {conditions_text(rows, ('codec', 'abr'))}\n")
-        print(f"{controller_table(rows, options.qoe).markdown()}\n")
-        print(f"{family_table(rows, options.qoe).markdown()}\n")
+        print(f"{controller_table(rows, qoe).markdown()}\n")
+        print(f"{family_table(rows, qoe).markdown()}\n")
         if options.against:
-            print(f"{comparison_table(rows, options.against, options.qoe).markdown()}\n")
+            print(f"{comparison_table(rows, options.against, qoe).markdown()}\n")
     if rivals(view.table):
         try:
             print(f"{evaluation_text(view.table)}\n")
@@ -159,10 +162,35 @@ def _report(options: argparse.Namespace) -> None:
                 print(path)
 
 
+def _qoe_of(table: pd.DataFrame, wanted: str | None) -> str:
+    """Return the column of QoE to report: the one asked for, else by quality, else by bitrate, which it then says.
+
+    Raises:
+        UsageError: a codec has no value of the QoE asked for.
+        ExperimentError: a codec has no QoE at all, since none of its sessions showed a frame.
+    """
+    from player.programme import PLANNED_METRICS
+
+    def lacking(column: str) -> str:
+        return ", ".join(codec for codec, rows in table.groupby("codec") if rows[column].isna().all())
+
+    without = lacking(FALLBACK)
+    if without:
+        raise ExperimentError(f"no session of {without} showed a frame: there is no QoE to report")
+    without = lacking(wanted or QOE)
+    if not without:
+        return wanted or QOE
+    reason = f"none for {without}, whose packages have none of {', '.join(PLANNED_METRICS)}"
+    if wanted:
+        raise UsageError(f"--qoe {wanted}: {reason}; take --qoe {FALLBACK}, or package with such a metric")
+    print(f"experiments.sweep_report: {QOE}: {reason}; reporting {FALLBACK}", file=sys.stderr)
+    return FALLBACK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep_report", description=__doc__)
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="the output folder of experiments.sweep")
-    parser.add_argument("--qoe", choices=tuple(ORACLES), default=QOE, help="which QoE (default: %(default)s)")
+    parser.add_argument("--qoe", choices=tuple(ORACLES), help=f"which QoE (default: {QOE}, or {FALLBACK} without it)")
     parser.add_argument("--against", metavar="ABR", help="compare every controller with this one")
     parser.add_argument("--no-figures", dest="figures", action="store_false", help="print the tables only")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where figures go (default: DATASET/figures)")

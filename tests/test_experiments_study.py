@@ -44,13 +44,18 @@ def _row(trace: str, offset_s: float, codec: str, abr: str, video: str) -> dict[
     return row
 
 
-def make_study(folder: Path, **limits: tuple[Any, ...]) -> Path:
-    """Write a study of three codecs, two controllers, two videos, four traces and two offsets, or some of them."""
+def make_study(folder: Path, lacking: tuple[str, ...] = (), **limits: tuple[Any, ...]) -> Path:
+    """Write a study of three codecs, two controllers, two videos, four traces and two offsets, or some of them.
+
+    Args:
+        lacking: columns without a value.
+    """
     values = {
         "trace": tuple(TRACES), "offset_s": (0.0, 30.0), "codec": tuple(LEVELS), "abr": tuple(CONTROLLERS),
         "video": ("easy", "hard"), **limits,
     }  # fmt: skip
-    rows = [_row(*combination) for combination in itertools.product(*values.values())]
+    empty = dict.fromkeys(lacking, np.nan)
+    rows = [_row(*combination) | empty for combination in itertools.product(*values.values())]
     packages = {row["package"]: "0" * 64 for row in rows}
     settings = {"severe_rule": ["lpips_squeeze", 0.32], "player": {"buffer_s": 20.0}}
     config = {
@@ -195,6 +200,32 @@ def test_the_report_prints_every_part(study: Path, capsys: Any) -> None:
     assert "| `bba` | -0.020 | -0.020 to -0.020 |" in text
     assert sweep_report.main([str(study), "--no-figures", "--against", "nobody"]) == 2
     assert "which has bba, bola" in capsys.readouterr().err
+
+
+def test_without_qoe_by_quality_it_reports_qoe_by_bitrate_and_says_so(tmp_path: Path, capsys: Any) -> None:
+    folder = str(make_study(tmp_path / "study", codec=("h265",), video=("easy",), lacking=("qoe_quality",)))
+    assert sweep_report.main([folder, "--no-figures", "--against", "bola"]) == 0
+    said = capsys.readouterr()
+    assert "| controller | qoe_lin |" in said.out
+    assert "minus `bola`" in said.out
+    assert "qoe_quality: none for h265" in said.err
+    assert said.err.endswith("; reporting qoe_lin\n")
+    assert said.err.count("\n") == 1
+    assert sweep_report.main([folder, "--no-figures", "--qoe", "qoe_quality"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "--qoe qoe_quality: none for h265" in said.err
+    assert "take --qoe qoe_lin" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_sessions_that_never_showed_a_frame_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    lacking = ("qoe_quality", "qoe_lin")
+    folder = str(make_study(tmp_path / "study", codec=("h265",), video=("easy",), lacking=lacking))
+    assert sweep_report.main([folder, "--no-figures"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == ("experiments.sweep_report: no session of h265 showed a frame: there is no QoE to report\n")
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
