@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from experiments.errors import ExperimentError
-from experiments.provenance import folder_sha256
 from experiments.rd_study import Study, average_ladders
 from experiments.series import ordered_metrics
 from player.codecs import ordered
+from player.digests import folder_sha256
 from player.presentation import Presentation
 from player.quality import SEVERE_DISTORTION, severely_distorted_share
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from abr.plugins import source_of
 from abr.registry import find_plugin
-from experiments.provenance import file_sha256, folder_sha256
 from experiments.schema import RunConfig
 from packager.settings import BuildConfig
 from player import codecs, generators
+from player.digests import file_sha256, folder_sha256
 from player.quality import METRIC_PLUGINS as METRICS
 from traces import registry as traces_registry
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from experiments import plugins
 from experiments.errors import ExperimentError
-from experiments.provenance import file_sha256, folder_sha256, library_versions
+from experiments.provenance import library_versions
 from experiments.schema import RunConfig, VideoConfig
 from packager.demo import demo_clip_name, make_demo_clip
 from packager.package import BuildProgress, builder, folder_stem
 from packager.settings import NOT_IN_BYTES, BuildConfig, parse_size
 from player.codecs import PROMPT, VAE
+from player.digests import file_sha256, folder_sha256
 from player.generator import find_folder, load_generator, resolve_device
 from player.manifest import Manifest
 from player.presentation import MANIFEST_NAME, Presentation

@@ -1,6 +1,5 @@
 """Where a run's numbers come from: command, versions, commit, seeds and hashes of every input."""
 
-import hashlib
 import platform
 import subprocess
 import sys
@@ -13,25 +12,6 @@ _LIBRARIES = (
     "promptdash", "torch", "diffusers", "numpy", "av", "ssimulacra2", "torchmetrics", "constriction", "hydra-core",
     "pandas", "pyarrow", "matplotlib", "scikit-image",
 )  # fmt: skip
-_BLOCK_BYTES = 1 << 22
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(_BLOCK_BYTES), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def folder_sha256(folder: Path, *, suffixes: tuple[str, ...] = ()) -> str:
-    """Return one SHA-256 over the names and contents of a folder's files, optionally only those with these suffixes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and (not suffixes or path.suffix in suffixes) and "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def library_versions() -> dict[str, str | None]:

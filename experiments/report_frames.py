@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.provenance import file_sha256
 from experiments.series import CODEC_TITLES, METRICS
 from packager.errors import PackagerError
 from packager.video import iter_segments
 from player.codecs import ordered
 from player.decoder import create_decoder, load_model
+from player.digests import file_sha256
 from player.errors import PlayerError
 from player.presentation import Presentation
 

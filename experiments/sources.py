@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from experiments.errors import ExperimentError, UsageError
 from experiments.expand import Point
-from experiments.provenance import folder_sha256
 from experiments.schema import RunConfig, VideoConfig
 from packager.errors import PackagerError
+from player.digests import folder_sha256
 from player.errors import PlayerError
 from player.presentation import MANIFEST_NAME, Presentation
 

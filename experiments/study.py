@@ -18,11 +18,12 @@ from experiments.errors import ExperimentError
 from experiments.expand import Point, Sweep
 from experiments.launchers import Lost, check_launcher, run_tasks
 from experiments.progress import Progress
-from experiments.provenance import file_sha256, provenance
+from experiments.provenance import provenance
 from experiments.schema import RunConfig
 from experiments.sources import Source, Sources
 from experiments.stream import check_severe_metric, severity
 from experiments.sweep_sessions import Cell, Failure, Looked, Spec, Study
+from player.digests import file_sha256
 from player.files import write_json
 from player.programme import Programme, build_programme
 from player.record import SevereRule

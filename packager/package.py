@@ -39,6 +39,7 @@ from packager.video_encoders import VIDEO_ENCODERS
 from packager.workers import Workers
 from player.bitstream import FORMAT_VERSION
 from player.codecs import PLUGINS, load_codec
+from player.digests import file_sha256
 from player.errors import PlayerError
 from player.generator import find_folder, load_generator, resolve_device
 from player.latents import load_autoencoder
@@ -230,7 +231,7 @@ def folder_name(video: str | Path, codec: str, config: BuildConfig) -> str:
     """Return a folder name that differs whenever video content, codec or settings do; for caches of builds."""
     versions = [version("promptdash"), FORMAT_VERSION]
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_IN_BYTES}
-    content = json.dumps([_file_digest(Path(video)), codec, settings, versions], sort_keys=True)
+    content = json.dumps([_video_digest(Path(video)), codec, settings, versions], sort_keys=True)
     return f"{folder_stem(video, codec)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
@@ -245,7 +246,7 @@ def open_source(video: str | Path, config: BuildConfig, *, native_size: tuple[in
     if taken is not None:
         expected = taken if expected is None else min(expected, taken)
     stream = SourceStream(width, height, fps, count, expected)
-    return Source(Path(video), stream, config.fit, _file_digest(Path(video)), taken)
+    return Source(Path(video), stream, config.fit, _video_digest(Path(video)), taken)
 
 
 def build(
@@ -374,15 +375,11 @@ def _environment(config: BuildConfig, metrics: Sequence[Metric]) -> dict[str, An
     }
 
 
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def _video_digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 22), b""):
-                digest.update(block)
+        return file_sha256(path)
     except OSError as error:
         raise VideoError(f"{path}: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _expected_frames(info: VideoInfo, fps: Fraction) -> int | None:

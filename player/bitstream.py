@@ -20,20 +20,18 @@ from player.chain import Chain, unpack_chain
 from player.entropy import CodesDecoder, CodesEncoder, Layout
 from player.errors import BitstreamError
 from player.mp4 import (
-    find_init_data,
     read_fragment,
     split_segments,
     write_fragment_head,
-    write_metadata_init,
 )
 from player.sample import FORMAT_VERSION, V_SHARED, BaseHeader, HeaderReader, write_header
+from player.sealed import CRC, read_sealed_init, write_sealed_init
 
 SCHEME_URI = "tag:promptdash,2026:prompt:1"
 MAX_RANK = 4096
 MAX_SEGMENT_CODES = 1 << 22  # codes of one segment; bounds the memory and the time that hostile bytes can cost a reader
 _INFO = struct.Struct(">BBHHHIIHHHHIIHHB")  # docs/format.md, "StreamInfo"
 _CHAINED = 1  # flag: latents are carried from segment to segment
-_CRC = struct.Struct(">I")
 
 
 @dataclass(frozen=True)
@@ -138,25 +136,12 @@ class Segment:
 
 def write_init(info: StreamInfo) -> bytes:
     """Return the init segment that describes a stream."""
-    crc_at = -_CRC.size
-    data = write_metadata_init(info.fps.numerator, SCHEME_URI, _pack_info(info) + bytes(_CRC.size))
-    end = find_init_data(data, SCHEME_URI).end
-    return data[: end + crc_at] + _CRC.pack(zlib.crc32(data)) + data[end:]
+    return write_sealed_init(info.fps.numerator, SCHEME_URI, _pack_info(info))
 
 
 def read_init(data: bytes) -> StreamInfo:
     """Parse an init segment; raise BitstreamError if it is cut, corrupt, of another version or another scheme."""
-    item = find_init_data(data, SCHEME_URI)
-    start, end = item.body + 4, item.end - _CRC.size
-    if end - start < _INFO.size:
-        raise BitstreamError(f"stream description of {max(end - start, 0)} bytes, expected {_INFO.size} or more")
-    if data[start] != FORMAT_VERSION:
-        raise BitstreamError(f"init segment: version {data[start]}, but this build reads version {FORMAT_VERSION}")
-    (stored,) = _CRC.unpack_from(data, end)
-    found = zlib.crc32(data[item.end :], zlib.crc32(bytes(_CRC.size), zlib.crc32(data[:end])))
-    if stored != found:
-        raise BitstreamError(f"init segment: CRC {found:#010x}, expected {stored:#010x}")
-    info = _unpack_info(data[start:end])
+    info = _unpack_info(read_sealed_init(data, SCHEME_URI, version=FORMAT_VERSION, least_bytes=_INFO.size))
     if write_init(info) != data:
         raise BitstreamError("init segment: boxes differ from the layout of this version")
     return info
@@ -201,9 +186,9 @@ def write_layers(infos: Sequence[StreamInfo], segment: Segment, *, sequence: int
         sample = write_header(*scales, v_shared=shared, base=None if info.base_rank else base)
         motion = None if info.base_rank else segment.motion
         sample += encoder.encode(u[:, :, own], v[: 1 if shared else None, own], motion)
-        head = write_fragment_head(sequence, base_time, [duration], [_CRC.size + len(sample)])
+        head = write_fragment_head(sequence, base_time, [duration], [CRC.size + len(sample)])
         crc = zlib.crc32(head + sample, zlib.crc32(_pack_info(info), crc))
-        parts.append(head + _CRC.pack(crc) + sample)
+        parts.append(head + CRC.pack(crc) + sample)
     return parts
 
 
@@ -275,10 +260,10 @@ def _open_sample(info: StreamInfo, data: bytes, crc_below: int) -> tuple[int, by
     if len(fragment.durations) != 1 or rest or not frames:
         raise BitstreamError(f"samples of {fragment.durations[:8]} units, expected one of whole frames")
     ((start, end),) = fragment.sample_ranges
-    if end - start < _CRC.size:
+    if end - start < CRC.size:
         raise BitstreamError(f"sample of {end - start} bytes is shorter than its CRC")
-    (stored,) = _CRC.unpack_from(data, start)
-    sample = data[start + _CRC.size : end]
+    (stored,) = CRC.unpack_from(data, start)
+    sample = data[start + CRC.size : end]
     crc = zlib.crc32(sample, zlib.crc32(data[:start], zlib.crc32(_pack_info(info), crc_below)))
     if stored != crc:
         raise BitstreamError(f"segment: CRC {crc:#010x}, expected {stored:#010x} (corrupt, or of another stream)")

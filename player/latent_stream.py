@@ -17,13 +17,13 @@ import numpy as np
 
 from player.errors import BitstreamError
 from player.latent_codes import decode_codes, encode_codes
-from player.mp4 import find_init_data, read_fragment, write_fragment_head, write_metadata_init
+from player.mp4 import read_fragment, write_fragment_head
+from player.sealed import CRC, read_sealed_init, write_sealed_init
 
 SCHEME_URI = "tag:promptdash,2026:latent:1"
 FORMAT_VERSION = 1
 MAX_SEGMENT_CODES = 1 << 25  # what a hostile segment can make a reader allocate: 256 MB of int64
 _INFO = struct.Struct(">BxHHHHHHHIIf")  # version, the numbers of LatentInfo in order, step; the id follows
-_CRC = struct.Struct(">I")
 _SAMPLE_HEADER = struct.Struct(">Bx")  # version
 
 
@@ -48,24 +48,12 @@ class LatentInfo:
 
 def write_init(info: LatentInfo) -> bytes:
     """Return the init segment that describes a stream."""
-    data = write_metadata_init(info.fps.numerator, SCHEME_URI, _pack_info(info) + bytes(_CRC.size))
-    end = find_init_data(data, SCHEME_URI).end
-    return data[: end - _CRC.size] + _CRC.pack(zlib.crc32(data)) + data[end:]
+    return write_sealed_init(info.fps.numerator, SCHEME_URI, _pack_info(info))
 
 
 def read_init(data: bytes) -> LatentInfo:
     """Parse an init segment; raise BitstreamError if it is cut, corrupt, of another version or another scheme."""
-    item = find_init_data(data, SCHEME_URI)
-    start, end = item.body + 4, item.end - _CRC.size
-    if end - start < _INFO.size:
-        raise BitstreamError(f"latent stream description of {max(end - start, 0)} bytes, expected {_INFO.size} or more")
-    if data[start] != FORMAT_VERSION:
-        raise BitstreamError(f"init segment: version {data[start]}, but this build reads version {FORMAT_VERSION}")
-    (stored,) = _CRC.unpack_from(data, end)
-    found = zlib.crc32(data[:end] + bytes(_CRC.size) + data[item.end :])
-    if stored != found:
-        raise BitstreamError(f"init segment: CRC {found:#010x}, expected {stored:#010x}")
-    info = _unpack_info(data[start:end])
+    info = _unpack_info(read_sealed_init(data, SCHEME_URI, version=FORMAT_VERSION, least_bytes=_INFO.size))
     if write_init(info) != data:
         raise BitstreamError("init segment: boxes differ from the layout of this version")
     return info
@@ -88,9 +76,9 @@ def write_segment(info: LatentInfo, codes: np.ndarray, *, sequence: int, start_f
         raise BitstreamError(f"a segment of {len(codes)} frames and {codes.size} codes, at most {MAX_SEGMENT_CODES}")
     sample = _SAMPLE_HEADER.pack(FORMAT_VERSION) + encode_codes(codes)
     base_time = start_frame * info.fps.denominator
-    head = write_fragment_head(sequence, base_time, [duration], [_CRC.size + len(sample)])
+    head = write_fragment_head(sequence, base_time, [duration], [CRC.size + len(sample)])
     crc = zlib.crc32(head + sample, zlib.crc32(_pack_info(info)))
-    return head + _CRC.pack(crc) + sample
+    return head + CRC.pack(crc) + sample
 
 
 def read_segment(info: LatentInfo, data: bytes) -> np.ndarray:
@@ -99,10 +87,10 @@ def read_segment(info: LatentInfo, data: bytes) -> np.ndarray:
     if len(fragment.sample_ranges) != 1:
         raise BitstreamError(f"latent segment of {len(fragment.sample_ranges)} samples, expected 1")
     ((start, end),) = fragment.sample_ranges
-    if end - start < _CRC.size + _SAMPLE_HEADER.size:
+    if end - start < CRC.size + _SAMPLE_HEADER.size:
         raise BitstreamError(f"latent sample of {end - start} bytes is shorter than its CRC and header")
-    (stored,) = _CRC.unpack_from(data, start)
-    sample = data[start + _CRC.size : end]
+    (stored,) = CRC.unpack_from(data, start)
+    sample = data[start + CRC.size : end]
     found = zlib.crc32(data[:start] + sample, zlib.crc32(_pack_info(info)))
     if stored != found:
         raise BitstreamError(f"latent sample: CRC {found:#010x}, expected {stored:#010x} (corrupt, or another init)")
