@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     prompts.add_argument(
         "--iterations", type=int, default=0, metavar="N", help="most steps a segment (default: preset's)"
     )
+    prompts.add_argument(
+        "--no-motion", action="store_true", help="every frame by the generator, none warped (preset paper: always)"
+    )
     prompts.add_argument("--seed", type=int, default=0)
     baselines = build.add_argument_group("target bitrates")
     baselines.add_argument(
@@ -188,6 +191,7 @@ def _build(options: argparse.Namespace) -> int:
         decoder=options.decoder,
         preset=options.preset,
         start=options.start,
+        motion=not options.no_motion,
         iterations=options.iterations,
         seed=options.seed,
         layered=options.layered,

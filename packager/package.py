@@ -110,6 +110,8 @@ def build_prompts(
     changes: dict[str, object] = {"interval": config.interval, "seed": config.seed}
     if config.start != AUTO:
         changes["start"] = config.start
+    if not config.motion:
+        changes["motion"] = False
     if config.iterations:
         changes["iterations"] = config.iterations
     codec = PromptLadder(

@@ -55,6 +55,9 @@ class BuildConfig:
     """Prompts: fast, or paper (the published schedule; hours on a CPU)."""
     start: str = AUTO
     """Prompts: where a fit starts; auto, encoder, empty or random (docs/generator.md)."""
+    motion: bool = True
+    """Prompts: false lets every frame pass the generator, as the published system and preset paper do; true warps the
+    frames between key prompts along motion, as far as the preset does."""
     iterations: int = 0
     """Prompts: most gradient steps on a segment; 0 takes the preset's."""
     seed: int = 0

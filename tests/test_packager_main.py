@@ -11,6 +11,8 @@ import pytest
 from packager import demo
 from packager.__main__ import main
 from packager.video import write_h264
+from player.bitstream import read_init, read_segment
+from player.presentation import Presentation
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,16 @@ def test_prompts_are_built_from_the_command_line(video, tiny_folder, tmp_path, c
     assert "r04" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "out")]) == 0
     assert "r04" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "moves"), [([], True), (["--no-motion"], False)])
+def test_motion_is_sent_unless_it_is_turned_off(video, tiny_folder, tmp_path, option, moves):
+    generator = ["--generator", str(tiny_folder), "--ranks", "1", "--iterations", "1", "--interval", "2"]
+    fast = ["--metrics", "psnr_db", "--device", "cpu", "--segment", "0.4"]
+    assert main(["build", str(video), "-o", str(tmp_path / "out"), *generator, *fast, *option]) == 0
+    package = Presentation.load(tmp_path / "out")
+    segment = read_segment(read_init(package.read_init(0)), package.read_segment(0, 0))
+    assert (segment.motion is not None) is moves
 
 
 def test_demo_is_filmed_into_the_cache(tmp_path, capsys, monkeypatch):
