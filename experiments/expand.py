@@ -21,7 +21,7 @@ from experiments.errors import UsageError
 from experiments.schema import RunConfig, SuiteConfig
 from experiments.seeds import apply_seed, canonical_name, period_s
 from experiments.shares import default_share
-from traces import catalogue, registry
+from traces import TraceError, catalogue, check_trace_name, registry
 
 ALL = "all"
 LEFT_OUT = ("fixed",)
@@ -92,7 +92,7 @@ def expand(overrides: Sequence[str]) -> Sweep:
 def _check_axis(override: Override) -> None:
     key = override.key_or_group
     if not choices(override):
-        raise UsageError(f"{override.input_line}: a sweep takes lists, choice() and range()")
+        raise UsageError(f"{override.input_line}: a sweep takes lists, choice() and range(), with a value at least")
     if key.split(".")[0] in OF_THE_SWEEP:
         raise UsageError(f"{override.input_line}: {key} has one value for the whole sweep")
 
@@ -123,7 +123,7 @@ def _points(
     """Yield the points of one configuration: a single one, or those of its suite."""
     suite = config.suite if config.suite.traces else SuiteConfig()
     one_trace = "trace.name" in given or not suite.traces
-    names = [canonical_name(config.trace.name)] if one_trace else expand_traces(suite.traces, suite.limit)
+    names = [_checked_trace(config.trace.name)] if one_trace else expand_traces(suite.traces, suite.limit)
     one_abr = "abr.name" in given or not suite.abr
     labels = expand_controllers([config.abr.name] if one_abr else suite.abr)
     codecs = config.codec if "codec" in given or not suite.codec else suite.codec
@@ -139,6 +139,14 @@ def _points(
                 controller = parse_controller(label, config.abr)
                 point = dataclasses.replace(seeded, abr=controller)
                 yield Point(point, label, tuple(codecs), any_codec, columns)
+
+
+def _checked_trace(name: str) -> str:
+    try:
+        check_trace_name(name)
+    except TraceError as error:
+        raise UsageError(str(error)) from error
+    return canonical_name(name)
 
 
 def expand_traces(parts: Sequence[str], limit: int = 0) -> list[str]:

@@ -187,6 +187,7 @@ def test_a_suite_is_played_with_and_without_the_flag(package, tmp_path):
         (["-m", "launcher=local,ray"], "one value for the whole sweep"),
         (["-m", "link.delay_ms=interval(1,2)"], "lists, choice() and range()"),
         (["-m", "trace=umts", "hydra.sweep.dir=x"], "output=DIR"),
+        (["-m", "trace=lte,umtz"], "trace: found 'umtz', expected lte, umts"),
         (["-m", "abr=nobody,bola"], "unknown controller 'nobody'"),
         (["-m", "abr=mpc:horizon"], "name:key=value+key=value"),
         (["-m", "seed=-1,2"], "seed=-1: expected 0 or more"),

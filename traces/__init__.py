@@ -4,7 +4,7 @@ Light: numpy only. `catalogue` is the module that lists and loads the vendored t
 """
 
 from traces import catalogue
-from traces.config import TraceConfig, load_trace
+from traces.config import TraceConfig, check_trace_name, load_trace
 from traces.errors import TraceError
 from traces.formats import read_trace, write_cooked, write_mahimahi, write_sabre
 from traces.trace import MTU_BYTES, Trace
@@ -15,6 +15,7 @@ __all__ = [
     "TraceConfig",
     "TraceError",
     "catalogue",
+    "check_trace_name",
     "load_trace",
     "read_trace",
     "write_cooked",

@@ -81,13 +81,22 @@ def _whole_trace(config: TraceConfig) -> Trace:
             duration_s=config.duration_s,
             seed=config.seed,
         )
+    check_trace_name(config.name)
     if catalogue.find(config.name) is not None:
         return catalogue.load(config.name)
     if (member := registry.find_member(config.name)) is not None:
         return registry.load_member(*member)
-    if (path := Path(config.name)).is_file():
-        kind = registry.format_of(path)
-        return read_trace(path) if kind is None else registry.read_file(path, kind)
+    path = Path(config.name)
+    kind = registry.format_of(path)
+    return read_trace(path) if kind is None else registry.read_file(path, kind)
+
+
+def check_trace_name(name: str) -> None:
+    """Raise TraceError, which lists what is known, if `name` is no trace and no file; nothing is loaded."""
+    if name in SYNTHETIC or catalogue.find(name) is not None or registry.find_member(name) is not None:
+        return
+    if Path(name).is_file():
+        return
     known = ", ".join([*(family.name for family in catalogue.families()), *SYNTHETIC, *registry.family_names()])
     expected = f"{known} (see: python -m traces list) or the path of a trace file"
-    raise TraceError(f"trace: found {config.name!r}, expected {expected}")
+    raise TraceError(f"trace: found {name!r}, expected {expected}")
