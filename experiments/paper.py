@@ -1,7 +1,7 @@
 """The project's paper style: widths, colours, legends and captions of figures, and how they become files."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ matplotlib.use("Agg")  # figures go to files; a display is neither needed nor to
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 COLUMN_IN = 3.33
@@ -102,21 +103,34 @@ def save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str] 
     return paths
 
 
-def shared_legend(figure: Figure, axes: np.ndarray, entries: dict[str, Any] | None = None) -> None:
-    """Put one legend above all panels, each label once, in as many columns as the figure's width takes.
-
-    Args:
-        entries: label -> handle, instead of those that the axes hold.
-    """
-    if entries is None:
-        entries = {}
-        for axis in axes.ravel():
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-                entries.setdefault(label, handle)
-    longest = max((len(label) for label in entries), default=0) + 7  # the line and the gap count too
-    fitting = int(figure.get_figwidth() * _LEGEND_CHARACTERS_PER_IN / longest)
-    columns = max(1, min(fitting, len(entries)))
+def shared_legend(figure: Figure, axes: np.ndarray) -> None:
+    """Put one legend above all panels, each label once, in as many columns as the figure's width takes."""
+    entries: dict[str, Any] = {}
+    for axis in axes.ravel():
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    columns = max(1, min(_fitting_columns(figure, entries), len(entries)))
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns)
+
+
+def grouped_legend(figure: Figure, groups: Sequence[dict[str, Any]]) -> None:
+    """Put one legend of several groups, each label -> handle, above a figure; every group has columns of its own."""
+    fitting = _fitting_columns(figure, [label for group in groups for label in group])
+    rows = 1  # as few as keep the groups within the width; columns are filled from above
+    while rows < max(map(len, groups)) and sum(-(-len(group) // rows) for group in groups) > fitting:
+        rows += 1
+    handles: list[Any] = []
+    labels: list[str] = []
+    for group in groups:
+        blank = -len(group) % rows
+        handles += [*group.values(), *(Line2D([], [], linestyle="") for _ in range(blank))]
+        labels += [*group, *[""] * blank]
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels) // rows)
+
+
+def _fitting_columns(figure: Figure, labels: Iterable[str]) -> int:
+    longest = max((len(label) for label in labels), default=0) + 7  # the line and the gap count too
+    return int(figure.get_figwidth() * _LEGEND_CHARACTERS_PER_IN / longest)
 
 
 def add_caption(figure: Figure, text: str, width_in: float) -> None:

@@ -101,7 +101,7 @@ def conditions_text(table: pd.DataFrame, by: Sequence[str] = ()) -> str:
         _some(table, "abr", "controllers", by),
         f"buffer {_range(table['buffer_s'])} s",
         f"delay {_range(table['delay_ms'])} ms one way",
-        f"link share 1/{_range(table['share'])}" if table["share"].max() > 1 else "",
+        f"link share {_range(table['share'], '1/')}" if table["share"].max() > 1 else "",
     ]
     if by:
         counts = table.groupby(list(by), dropna=False).size()
@@ -126,9 +126,9 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def _range(values: pd.Series) -> str:
+def _range(values: pd.Series, before: str = "") -> str:
     low, high = values.min(), values.max()
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"{before}{low:g}" if low == high else f"{before}{low:g} to {before}{high:g}"
 
 
 def _ranks(name: str, values: pd.Series) -> dict[Any, int]:

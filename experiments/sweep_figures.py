@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from experiments.errors import ExperimentError
-from experiments.paper import ACM, Paper, paper_style, shared_legend
+from experiments.paper import ACM, Paper, grouped_legend, paper_style, shared_legend
 from experiments.schemes import Scheme, conditions_text, default_by, headline, metrics_of, schemes_of
 from experiments.series import METRICS, severity_rule
 from experiments.statistics import draw_means, interval
@@ -80,7 +80,7 @@ def stall_quality(table: pd.DataFrame, by: Sequence[str] = (), paper: Paper = AC
                 continue
             _add_ellipse(axis, draw_means(one.rows.assign(stalled=STALLED.of(one.rows)), ("stalled", metric.name)), one)
             axis.plot(*point, one.marker, color=one.color, markersize=4, label=one.label, zorder=3)
-        entries = _legend_parts(axis, named, keys)
+        groups = _legend_parts(axis, named, keys)
         axis.set(xlabel=STALLED.title, ylabel=metric.title)
         axis.margins(0.06)
         axis.autoscale_view()
@@ -89,22 +89,27 @@ def stall_quality(table: pd.DataFrame, by: Sequence[str] = (), paper: Paper = AC
         if not METRICS[metric.name].higher_is_better:
             axis.invert_yaxis()
         axis.set_title("better: up and to the right", loc="right", fontsize=6.5, color="0.3")
-        shared_legend(figure, np.array([axis]), entries)
+        if groups:
+            grouped_legend(figure, groups)
+        else:
+            shared_legend(figure, np.array([axis]))
         grey = " Grey: all others." if len(named) < len(schemes) else ""
         paper.caption(figure, f"{conditions_text(table, keys)} Ellipses: 95 % of bootstrap means, by trace.{grey}")
     return figure
 
 
-def _legend_parts(axis: Axes, schemes: Sequence[Scheme], by: Sequence[str]) -> dict[str, Any] | None:
-    """Return a legend of colours and of markers apart, where schemes are codecs times something; else None."""
+def _legend_parts(axis: Axes, schemes: Sequence[Scheme], by: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a legend of colours and one of markers, where schemes are codecs times something; else nothing."""
     if len(by) != 2 or by[0] != "codec":
-        return None
+        return []
     colors = {one.label.split(", ")[0]: one.color for one in schemes}
     markers = {one.label.split(", ")[1]: (one.marker, one.line) for one in schemes}
     handles = {label: axis.plot([], [], "-", color=color, linewidth=4)[0] for label, color in colors.items()}
-    for label, (marker, line) in markers.items():
-        handles[label] = axis.plot([], [], marker=marker, linestyle=line, color="0.3")[0]
-    return handles
+    others = {
+        label: axis.plot([], [], marker=marker, linestyle=line, color="0.3")[0]
+        for label, (marker, line) in markers.items()
+    }
+    return [handles, others]
 
 
 def _add_ellipse(axis: Axes, draws: np.ndarray, scheme: Scheme) -> None:
