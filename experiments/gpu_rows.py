@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.gpu_fit import FIT_ROWS, measure_fit
 from experiments.provenance import provenance
 from experiments.random_models import SD_TURBO, TAESD, TINY_SIDE, parameters_of, random_generator
-from player.engine import Engine, RenderOptions, frames_that_fit
+from player.device_memory import frames_that_fit
+from player.engine import Engine, RenderOptions
 from player.files import write_json
 from player.generator import Generator
 from player.pixels import to_pixels

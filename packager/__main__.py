@@ -103,6 +103,19 @@ def _parser() -> argparse.ArgumentParser:
         "--no-motion", action="store_true", help="every frame by the generator, none warped (preset paper: always)"
     )
     prompts.add_argument("--seed", type=int, default=0)
+    speed = build.add_argument_group("speed and memory of fits")
+    speed.add_argument(
+        "--frames-per-step", type=int, default=0, metavar="N", help="of a segment, in a step (default: preset's)"
+    )
+    speed.add_argument(
+        "--frames-at-once", type=int, default=0, metavar="N", help="through the generator (default: as many as fit)"
+    )
+    speed.add_argument(
+        "--segments-at-once", type=int, default=0, metavar="N", help="fitted together (default: on CUDA what fits)"
+    )
+    speed.add_argument(
+        "--compile", default="off", metavar="MODE", help="off (default), default or max-autotune: minutes once"
+    )
     baselines = build.add_argument_group("target bitrates")
     baselines.add_argument(
         "--bitrates", type=_bitrates, metavar="B,B...", help="default 10k,20k,40k,80k; of prompts, in place of --ranks"
@@ -194,6 +207,10 @@ def _build(options: argparse.Namespace) -> int:
         motion=not options.no_motion,
         iterations=options.iterations,
         seed=options.seed,
+        frames_per_step=options.frames_per_step,
+        frames_at_once=options.frames_at_once,
+        segments_at_once=options.segments_at_once,
+        compile=options.compile,
         layered=options.layered,
         **({names[options.codec == CODECS[0]]: options.bitrates} if options.bitrates else {}),
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from packager.baselines import EncodeProgress, KnownSizes, encode_video
 from packager.cmaf import codecs_parameter
 from packager.encoder import PromptEncoder
 from packager.errors import BuildError
-from packager.fit import FitConfig, fit_segment
+from packager.fit import FitConfig, fit_segments, segments_that_fit
 from packager.folder import BuildFolder
 from packager.requantize import meet_bytes
 from packager.video_encoders import VIDEO_ENCODERS, VideoStream
@@ -86,6 +86,19 @@ class LadderCodec(Protocol):
         ...
 
 
+@runtime_checkable
+class JointCodec(Protocol):
+    """A codec that may fit several segments at once; beside `LadderCodec`."""
+
+    def together(self) -> int:
+        """Return how many segments are best fitted together."""
+        ...
+
+    def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[Any]:
+        """Return what `fit` returns for each of several segments, uint8 [T, H, W, 3]."""
+        ...
+
+
 class PromptLadder:
     """Prompts at several ranks or bitrates, all from one nested fit per segment."""
 
@@ -118,6 +131,8 @@ class PromptLadder:
         by_rank = {f"r{rank:02d}": rank for rank in self._ladder}
         self.ranks: Mapping[str, int | None] = dict.fromkeys(self.targets_bps, self._ladder[-1]) or by_rank
         self._infos: dict[str, StreamInfo] = {}
+        self._segment_frames = 1  # until `prepare` knows
+        self._sized: tuple[int, FitConfig] | None = None
 
     def identity(self) -> dict[str, Any]:
         choices = {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit_config)}
@@ -153,15 +168,29 @@ class PromptLadder:
             folder.write(folder.init_path(name), write_init(self._infos[name]))
         self._segment_frames = stream.segment_frames
 
+    def together(self) -> int:
+        """Return how many segments are best fitted together; on CUDA as many as fit the memory."""
+        return self._size()[0]
+
     def fit(self, frames: np.ndarray, progress: StepProgress) -> Segment:
-        return fit_segment(
-            from_pixels(_grow(frames, self.generator.native_size)),
+        return self.fit_together([frames], progress)[0]
+
+    def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[Segment]:
+        """Return what `fit` returns for each of several segments, uint8 [T, H, W, 3], fitted at once."""
+        return fit_segments(
+            [from_pixels(_grow(frames, self.generator.native_size)) for frames in segments],
             self.generator,
             self.encoder,
-            self.fit_config,
+            self._size()[1],
             ranks=self._ladder,
             progress=lambda step, steps: progress(step / steps),
         )
+
+    def _size(self) -> tuple[int, FitConfig]:
+        """Look at the memory once, in the process that fits."""
+        if self._sized is None:
+            self._sized = segments_that_fit(self.generator, self.fit_config, self._segment_frames)
+        return self._sized
 
     def encode(self, index: int, fitted: Segment, folder: BuildFolder) -> dict[str, bytes]:
         place = {"sequence": index + START_NUMBER, "start_frame": index * self._segment_frames}

@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 BuildProgress = Callable[[str, float, float | None], None]
 """Called with (what is being done, how much of it is done, how much there is or None); units are segments."""
 
+_FIT_SETTINGS = ("interval", "seed", "frames_at_once", "segments_at_once", "compile")
 _TARGET_TOLERANCE = 0.05  # how far from its target a bitrate may be before it is said
 
 
@@ -107,13 +108,12 @@ def build_prompts(
     """
     config = config or BuildConfig()
     generator = load_generator(config.generator, decoder=config.decoder or None, device=config.device)
-    changes: dict[str, object] = {"interval": config.interval, "seed": config.seed}
+    changes: dict[str, object] = {name: getattr(config, name) for name in _FIT_SETTINGS}
     if config.start != AUTO:
         changes["start"] = config.start
     if not config.motion:
         changes["motion"] = False
-    if config.iterations:
-        changes["iterations"] = config.iterations
+    changes |= {name: value for name in ("iterations", "frames_per_step") if (value := getattr(config, name))}
     codec = PromptLadder(
         generator,
         load_encoder(generator),

@@ -17,7 +17,7 @@ import numpy as np
 
 from packager.errors import PackagerError
 from packager.folder import BuildFolder, SegmentRecord
-from packager.ladder import LadderCodec, StepProgress
+from packager.ladder import JointCodec, LadderCodec, StepProgress
 from packager.workers import FIT_SHARE, Job, Workers
 from player.decoder import Decoder
 from player.quality import Metric
@@ -52,6 +52,16 @@ class Tools:
         """Return what `encode` of the codec needs of frames uint8 [T, H, W, 3]."""
         return self.codec.fit(frames, progress)
 
+    def together(self) -> int:
+        """Return how many segments to fit at once in this process."""
+        return self.codec.together() if isinstance(self.codec, JointCodec) else 1
+
+    def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[Any]:
+        """Return what `fit` does for each of the segments, of which there are as many as `together` says at most."""
+        if isinstance(self.codec, JointCodec):
+            return self.codec.fit_together(segments, progress)
+        return [self.fit(frames, progress) for frames in segments]
+
     def measure(self, index: int, frames: np.ndarray, coded: Mapping[str, bytes], progress: StepProgress) -> Quality:
         """Return the quality of what the bytes of every representation decode to."""
         quality = {}
@@ -74,30 +84,48 @@ def build_segments(
     """Encode and measure every segment that is not yet recorded; return the records of all.
 
     Args:
-        segments: uint8 [T, H, W, 3] each; one is in memory, and those that the workers have.
+        segments: uint8 [T, H, W, 3] each; those are in memory that are fitted together, or that the workers have.
         workers: who fits and measures; None does it in this process.
     """
     if workers is None:
-        return _one_by_one(segments, folder, tools, progress)
+        return _in_this_process(segments, folder, tools, progress)
     return _beside_each_other(segments, folder, tools.codec, workers, progress)
 
 
-def _one_by_one(
+def _in_this_process(
     segments: Iterable[np.ndarray], folder: BuildFolder, tools: Tools, progress: SegmentsDone
 ) -> list[SegmentRecord]:
-    records: list[SegmentRecord] = []
+    """Fit segments in groups as large as the codec wants them; write, measure and record one after the other."""
+    records: dict[int, SegmentRecord] = {}
+    waiting: dict[int, np.ndarray] = {}
+
+    def finish() -> None:
+        done, count = len(records), len(waiting)
+        fitted = tools.fit_together(list(waiting.values()), _part(progress, done, count * FIT_SHARE))
+        for position, ((index, frames), found) in enumerate(zip(waiting.items(), fitted, strict=True)):
+            coded = _write(index, found, folder, tools.codec)
+            measured = _part(progress, done + count * FIT_SHARE + position * (1 - FIT_SHARE), 1 - FIT_SHARE)
+            quality = tools.measure(index, frames, coded, measured)
+            records[index] = _record(index, len(frames), coded, quality, folder)
+        waiting.clear()
+
     for index, frames in enumerate(segments):
-        progress(index)
         entry = _recorded(folder, index, len(frames))
-        if entry is None:
-            fitted = tools.fit(frames, lambda share: progress(len(records) + FIT_SHARE * share))
-            coded = _write(index, fitted, folder, tools.codec)
-            quality = tools.measure(
-                index, frames, coded, lambda share: progress(len(records) + FIT_SHARE + (1 - FIT_SHARE) * share)
-            )
-            entry = _record(index, len(frames), coded, quality, folder)
-        records.append(entry)
-    return records
+        if entry is not None:
+            records[index] = entry
+        else:
+            waiting[index] = frames
+        progress(len(records))
+        if waiting and len(waiting) >= tools.together():
+            finish()
+    if waiting:
+        finish()
+    return [records[index] for index in sorted(records)]
+
+
+def _part(progress: SegmentsDone, done: float, size: float) -> StepProgress:
+    """Return what reports the share of a step as segments, `done` before it and `size` in it."""
+    return lambda share: progress(done + size * share)
 
 
 def _beside_each_other(

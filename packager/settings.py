@@ -11,6 +11,7 @@ from player.codecs import CODECS as CODECS
 AUTO = "auto"
 NOT_IN_BYTES = frozenset(("jobs", "ray"))
 """Settings that decide how fast a package is made, not what it holds."""
+_FROM_ZERO = ("iterations", "seed", "frames_per_step", "frames_at_once", "segments_at_once")
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)", re.ASCII)
 _UNIT_BPS = {"": 1, "k": 1000, "M": 1_000_000}
@@ -60,6 +61,15 @@ class BuildConfig:
     frames between key prompts along motion, as far as the preset does."""
     iterations: int = 0
     """Prompts: most gradient steps on a segment; 0 takes the preset's."""
+    frames_per_step: int = 0
+    """Prompts: frames of a segment that a step renders; 0 takes the preset's."""
+    frames_at_once: int = 0
+    """Prompts: most frames that pass the generator together in a fit, the rest being computed once more for the
+    gradient; 0: as many as fit the memory."""
+    segments_at_once: int = 0
+    """Prompts: segments fitted together in one process; 0: on CUDA as many as fit the memory, one on a CPU."""
+    compile: str = "off"
+    """Prompts: torch.compile of the generator for fitting: off, default or max-autotune; minutes once."""
     seed: int = 0
     """Prompts: seed of the fit's random draws."""
 
@@ -75,7 +85,7 @@ class BuildConfig:
             raise BuildError(f"fps={self.fps:g}: expected up to 240 frames/s, or 0 for the video's own")
         if not 0 <= self.seconds <= 1e6:
             raise BuildError(f"seconds={self.seconds:g}: expected a length above zero, or 0 for the whole video")
-        for name, least in (("interval", 1), ("iterations", 0), ("seed", 0)):
+        for name, least in (("interval", 1), *((name, 0) for name in _FROM_ZERO)):
             if getattr(self, name) < least:
                 raise BuildError(f"{name}={getattr(self, name)}: expected {least} or more")
         for name, most in (("ranks", 4096), ("bitrates_bps", 100_000_000), ("prompt_bitrates_bps", 100_000_000)):

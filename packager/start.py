@@ -15,7 +15,7 @@ from player.generator import Generator
 from player.model_files import find_folder, first_line, label
 
 if TYPE_CHECKING:
-    from packager.fit import FitConfig
+    from packager.fit_config import FitConfig
 
 AUTO, ENCODER, EMPTY, RANDOM = STARTS = ("auto", "encoder", "empty", "random")
 _LOW_RANK_TERM = 0.1  # standard deviation of what is added to the empty prompt's factors

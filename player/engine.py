@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from player.config import PlayerConfig
+from player.device_memory import MOST_FRAMES, most_frames
 from player.engine_parts import constant_modules, merge_keys_and_values, replace_modules, shared_copy
 from player.errors import DecodeError, GeneratorError
 from player.generator import Generator
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 COMPILE_MODES = ("off", "default", "max-autotune")
 Result = TypeVar("Result")
 _CPU_BATCH = 16  # a larger one only costs memory there
-_GPU_BATCH = 64  # more frames at once gain nothing: one alone nearly fills a GPU
-_MEMORY_SHARE = 0.85  # of what is free; the rest is for fragments and for other programs
 _WARM_UP_RUNS = 3  # before a capture, as PyTorch's guide to CUDA graphs asks
 
 
@@ -104,7 +103,7 @@ class Engine:
 
     def __init__(self, generator: Generator, options: RenderOptions | None = None) -> None:
         self.generator, self.options = generator, options or RenderOptions()
-        self.batch = self.options.batch or (_CPU_BATCH if generator.device.type == "cpu" else _GPU_BATCH)
+        self.batch = self.options.batch or (_CPU_BATCH if generator.device.type == "cpu" else MOST_FRAMES)
         self._measured = bool(self.options.batch) or generator.device.type == "cpu"
         self._halved = False
         self._unet = shared_copy(generator.unet)
@@ -115,10 +114,9 @@ class Engine:
             replace_modules(self._unet, constants)
             self.reused = tuple(constants)
         self._keys: Tensor | None = merge_keys_and_values(self._unet) if self.options.merge_keys else None
-        self._step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._frames
-        if self.options.compile != "off":
-            mode = {"max-autotune": "max-autotune-no-cudagraphs"}.get(self.options.compile)  # graphs are captured here
-            self._step = torch.compile(self._frames, mode=mode, dynamic=False, fullgraph=True)
+        self._step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = compiled(
+            self._frames, self.options.compile, dynamic=False, fullgraph=True
+        )
         self._graphs: dict[int, _Graph] = {}
 
     def render(self, embeddings: Tensor) -> np.ndarray:
@@ -214,26 +212,16 @@ class Engine:
     def _fitting_batch(self, embeddings: Tensor) -> int:
         """Return how many frames at a time fit the device, from the peaks of batches of one and two."""
         device = self.generator.device
-        peaks: list[int] = []
         probe = Engine.__new__(Engine)
         probe.__dict__.update(self.__dict__, _step=self._frames, batch=2, _measured=True)
         probe.options = RenderOptions(batch=2, cuda_graphs=False)
-        for count in (1, 2):
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            try:
-                probe._submit(embeddings[:1].expand(count, -1, -1)).result()
-            except torch.OutOfMemoryError as error:
-                self.batch = 1
-                if not peaks:
-                    self._shrink(error)  # raises: less than one frame cannot be rendered
-                return 1
-            peaks.append(torch.cuda.max_memory_allocated(device) - before)
-        torch.cuda.empty_cache()
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        found = frames_that_fit(free_bytes, peaks[0], peaks[1])
-        log.info("%s: %d frames at a time, %.0f MB each", device, found, (peaks[1] - peaks[0]) / 1e6)
+        try:
+            found = most_frames(device, lambda count: probe._submit(embeddings[:1].expand(count, -1, -1)).result())
+        except torch.OutOfMemoryError as error:
+            self.batch = 1
+            self._shrink(error)  # raises: less than one frame cannot be rendered
+            raise
+        log.info("%s: %d frames at a time", device, found)
         return found
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
@@ -252,17 +240,18 @@ class Engine:
         log.warning("%s ran out of memory; rendering %d frames at a time from now on", generator.device, self.batch)
 
 
+def compiled(work: Callable[..., Result], mode: str, **options: Any) -> Callable[..., Result]:
+    """Return work compiled in one of `COMPILE_MODES`, without CUDA graphs of torch's own; itself for `off`."""
+    if mode == "off":
+        return work
+    own = {"max-autotune": "max-autotune-no-cudagraphs"}.get(mode)
+    return torch.compile(work, mode=own, **options)
+
+
 def upload(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; to CUDA by way of pinned memory, so that the host need not wait for the device."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def frames_that_fit(free_bytes: int, one_bytes: int, two_bytes: int) -> int:
-    """Return how many frames at a time fit, 1 to 64, where one and two need so much beside the weights."""
-    each_bytes = max(two_bytes - one_bytes, 1)
-    count = int((_MEMORY_SHARE * free_bytes - (one_bytes - each_bytes)) // each_bytes)
-    return min(max(count, 1), _GPU_BATCH)
 
 
 class _Graph:
@@ -280,7 +269,7 @@ class _Graph:
                 step(*self._inputs)
         torch.cuda.current_stream(latents.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # other threads may use CUDA
             self._outputs = step(*self._inputs)
 
     def replay(self, latents: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:

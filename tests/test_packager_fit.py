@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-import packager.fit as fitting
 from packager.errors import BuildError
 from packager.fit import FAST, PRESETS, FitConfig, fit_preset, fit_segment, key_offsets, scene_cuts
+from packager.fit_state import FitState
 from packager.losses import frame_loss, rate_estimate, sequence_rate, structural_similarity
 from player.decoder import render_segment, to_pixels
 from player.entropy import CodesEncoder, Layout
-
-to_segment = fitting._to_segment
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +108,12 @@ def test_motion_fills_the_gaps_between_key_frames(frames, tiny_generator, tiny_e
 def test_what_decodes_is_bit_for_bit_what_was_fitted(frames, tiny_generator, tiny_encoder, monkeypatch, motion):
     monkeypatch.setitem(tiny_generator._buffers, "step_scale", torch.tensor([1.0, 1.7, 3.1, 0.3]))
     fits = []
-    monkeypatch.setattr(fitting, "_to_segment", lambda fit, *rest: fits.append(fit) or to_segment(fit, *rest))
+    to_segment = FitState.segment
+    monkeypatch.setattr(FitState, "segment", lambda fit: fits.append(fit) or to_segment(fit))
     segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=5, motion=motion), ranks=[2, 4])
     with torch.no_grad():
-        fitted, _ = fits[0].render(torch.arange(len(frames)), torch.full((len(frames),), 4))
+        everything = torch.arange(len(frames)), np.full(len(frames), 4)
+        fitted = fits[0].shown(tiny_generator.generate(fits[0].prompts(*everything)), *everything)
     decoded = render_segment(segment, tiny_generator.norm_rank(4), tiny_generator)
     np.testing.assert_array_equal(decoded, to_pixels(fitted).numpy())
 

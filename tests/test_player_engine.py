@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from player.engine import Engine, RenderOptions, engine_of, frames_that_fit
+from player.device_memory import frames_that_fit
+from player.engine import Engine, RenderOptions, engine_of
 from player.engine_parts import constant_modules, merge_keys_and_values, shared_copy
 from player.errors import DecodeError, GeneratorError
 from player.generator import load_generator

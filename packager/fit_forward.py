@@ -1,0 +1,77 @@
+"""The generator as fits use it: in parts if memory asks for it, in a precision of its own, compiled if wanted."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from packager.errors import BuildError
+from packager.fit_config import FitConfig, descent_dtype
+from player.device_memory import most_frames
+from player.engine import compiled
+from player.generator import Generator
+
+log = logging.getLogger(__name__)
+
+
+class Forward:
+    """Renders embeddings for the descent of one or more fits, all frames of a step together."""
+
+    def __init__(self, generator: Generator, config: FitConfig) -> None:
+        self.generator, self.dtype = generator, descent_dtype(config.autocast, generator.device)
+        self.at_once = config.frames_at_once
+        """Most frames that pass the generator together; 0: all."""
+        self._descend = compiled(generator.generate, config.compile)
+
+    def descent(self, embeddings: Tensor) -> Tensor:
+        """Return frames float32 [n, 3, H, W] of embeddings [n, L, D], rendered in the precision of the descent."""
+        with torch.autocast(embeddings.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if not self.at_once or len(embeddings) <= self.at_once:
+                return self._descend(embeddings).float()
+            parts = embeddings.split(self.at_once)
+            return torch.cat([checkpoint(self._descend, part, use_reentrant=False) for part in parts]).float()
+
+    @torch.no_grad()
+    def exact(self, embeddings: Tensor) -> Tensor:
+        """Return frames float32 [n, 3, H, W] of embeddings [n, L, D] in the generator's own precision."""
+        parts = embeddings.split(self.at_once or len(embeddings))
+        return torch.cat([self.generator.generate(part) for part in parts]).float()
+
+    def shrink(self, count: int, error: torch.OutOfMemoryError) -> None:
+        """Let half of `count` frames pass together from now on, once; raise BuildError the second time."""
+        device = self.generator.device
+        if self.at_once or count == 1:
+            raise BuildError(
+                f"the fit ran out of memory on {device} with {self.at_once or 1} frames at once; give a smaller "
+                "fit.frames_at_once (--frames-at-once), or free memory"
+            ) from error
+        self.at_once = (count + 1) // 2
+        log.warning("%s ran out of memory; fitting %d frames at once from now on", device, self.at_once)
+
+
+def frames_with_gradient(generator: Generator, config: FitConfig) -> int:
+    """Return how many frames at a time fit a CUDA device's memory with what their gradient needs.
+
+    Raises:
+        BuildError: not even one.
+    """
+    forward = Forward(generator, replace(config, frames_at_once=0, compile="off"))
+    shape = generator.tokens, generator.width
+
+    def work(count: int) -> None:
+        embeddings = torch.zeros(count, *shape, device=generator.device, requires_grad=True)
+        forward.descent(embeddings).square().mean().backward()
+
+    try:
+        found = most_frames(generator.device, work)
+    except torch.OutOfMemoryError as error:
+        raise BuildError(
+            f"generator {generator.id}: the gradient of one frame does not fit the memory that {generator.device} has "
+            "free; a smaller decoder such as madebyollin/taesd needs less (--decoder)"
+        ) from error
+    log.info("%s: %d frames at a time with gradient", generator.device, found)
+    return found

@@ -1,0 +1,138 @@
+"""What one segment's fit is made of: parameters, the prompts they give, frames and losses of those."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from packager.fit_config import FitConfig
+from packager.losses import frame_loss, motion_rate, sequence_rate
+from player.bitstream import KeyPrompt, Segment
+from player.generator import Generator
+from player.motion import MOTION_STEP_PX, Between, frames_between
+from player.prompt import interpolate, interpolation_matrix, quantize, quantize_ste
+
+# How much a bit of motion counts against a bit of prompt. Motion must pay in every representation, the lowest included.
+_MOTION_RATE = 4.0
+
+
+@dataclass
+class FitState:
+    """Parameters of the key prompts of one segment, and what each frame's loss was last."""
+
+    u: nn.Parameter  # [K, L, R], in units of the generator's step_scale
+    v: nn.Parameter  # [K or 1, R, D]
+    motion: nn.Parameter | None  # [K - 1, 2, rows, columns] in pixels
+    offsets: np.ndarray  # [K], frames that carry key prompts
+    config: FitConfig
+    generator: Generator
+    losses: Tensor = field(init=False)  # [T], last known loss of each frame
+    _weights: Tensor = field(init=False)  # [T, K] interpolation of prompts
+    _between: Between = field(init=False)  # where the frames lie between the key frames
+
+    def __post_init__(self) -> None:
+        frames, device = int(self.offsets[-1]) + 1, self.u.device
+        self.losses = torch.full((frames,), math.inf, device=device)
+        self._weights = interpolation_matrix(self.offsets, frames).to(device)
+        if self.motion is not None:
+            self._between = Between.of(self.offsets, frames).to(device)
+
+    @property
+    def rank(self) -> int:
+        return self.u.shape[-1]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is fitted."""
+        return [self.u, self.v] if self.motion is None else [self.u, self.v, self.motion]
+
+    @property
+    def u_scale(self) -> Tensor:
+        """The unit [R] of each component of U."""
+        return self.generator.step_scale[: self.rank]
+
+    @property
+    def u_steps(self) -> Tensor:
+        """The quantization step [R] of each component of U."""
+        return self.config.u_step * self.u_scale
+
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """Return u [K, L, R], v [K, R, D] after fake quantization."""
+        u = quantize_ste(self.u * self.u_scale, self.u_steps)
+        v = quantize_ste(self.v, torch.tensor(self.config.v_step, device=self.u.device))
+        return u, v.expand(len(u), -1, -1)
+
+    def _compose(self, u: Tensor, v: Tensor, ranks: Tensor) -> Tensor:
+        """Return embeddings [n, L, D] of u [n, L, R], v [n, R, D], each cut to its own rank [n]."""
+        kept = torch.arange(self.rank, device=u.device) < ranks[:, None]  # [n, R]
+        return self.generator.space.compose(u * kept[:, None, :], v, self.generator.norm_rank(self.rank))
+
+    def prompts(self, chosen: Tensor, ranks: np.ndarray) -> Tensor:
+        """Return the embeddings [m, L, D] that are rendered to show the segment's frames `chosen` [n], each at its own
+        rank [n]: with motion the key prompts at one distinct rank after the other, else one for each frame."""
+        u, v = self.quantized()
+        if self.motion is None:
+            weights = self._weights[chosen]
+            return self._compose(interpolate(u, weights), interpolate(v, weights), self._upload(ranks))
+        distinct = np.unique(ranks)
+        times = len(distinct)
+        return self._compose(u.repeat(times, 1, 1), v.repeat(times, 1, 1), self._upload(distinct.repeat(len(u))))
+
+    def shown(self, rendered: Tensor, chosen: Tensor, ranks: np.ndarray) -> Tensor:
+        """Return the frames [n, 3, H, W] that come of `prompts` with the same arguments, rendered [m, 3, H, W]."""
+        if self.motion is None:
+            return rendered
+        order = np.argsort(ranks, kind="stable")
+        counts = np.unique(ranks, return_counts=True)[1]
+        motion = quantize_ste(self.motion, torch.tensor(MOTION_STEP_PX, device=self.u.device))
+        parts = [
+            frames_between(key_frames, motion, self._between[chosen[self._upload(members)]])
+            for key_frames, members in zip(
+                rendered.split(len(self.offsets)), np.split(order, counts.cumsum()[:-1]), strict=True
+            )
+        ]
+        return torch.cat(parts)[self._upload(np.argsort(order))]
+
+    def _upload(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.u.device)
+
+    def frame_losses(self, frames: Tensor, output: Tensor) -> Tensor:
+        """Return the loss [n] of rendered frames against true ones, both [n, 3, H, W]."""
+        if self.config.squared:
+            return (output - frames).square().mean(dim=(1, 2, 3))
+        return frame_loss(output, frames)
+
+    def regularizer(self, embeddings: Tensor) -> Tensor:
+        """Return the rate term and the paper's term on the embeddings."""
+        config, grid = self.config, self.generator.settings.grid
+        total = (
+            config.embedding_weight * embeddings.abs().mean() if config.embedding_weight else embeddings.new_zeros(())
+        )
+        if config.rate_weight:
+            total = total + config.rate_weight * sequence_rate(self.u, grid, config.u_step)
+            # V stands against U by its share of values, once a segment if shared
+            share = self.v.numel() / self.u.numel()
+            total = total + config.rate_weight * share * torch.log2(1 + 2 * self.v.abs() / config.v_step).mean()
+            if self.motion is not None:
+                share = self.motion.numel() / self.u.numel()
+                total = total + config.rate_weight * _MOTION_RATE * share * motion_rate(self.motion, MOTION_STEP_PX)
+        return total
+
+    @torch.no_grad()
+    def segment(self) -> Segment:
+        """Return what the fit has come to, quantized."""
+        config, rank = self.config, self.rank
+        u = quantize(self.u * self.u_scale, self.u_steps).cpu().numpy()
+        v = quantize(self.v, torch.tensor(config.v_step, device=self.u.device)).expand(len(u), -1, -1).cpu().numpy()
+        keys = tuple(
+            KeyPrompt(int(at), np.ascontiguousarray(ku), np.ascontiguousarray(kv))
+            for at, ku, kv in zip(self.offsets, u, v, strict=True)
+        )
+        u_scale, v_scale = self.u_steps.cpu().numpy(), np.full(rank, config.v_step, np.float32)
+        motion = None
+        if self.motion is not None:
+            motion = quantize(self.motion, torch.tensor(MOTION_STEP_PX, device=self.u.device)).cpu().numpy()
+        return Segment(len(self.losses), u_scale, v_scale, keys, motion)
