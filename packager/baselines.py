@@ -242,10 +242,10 @@ class _Runs:
     def _pieces(self, control: Pass | Quality, totals: _Totals) -> Iterator[tuple[str, bytes, int]]:
         """Yield (file name, bytes, bytes of video in them) of the init segment, then of each media segment."""
         cutter = Cutter()
+        converter = YuvConverter(self.stream.width, self.stream.height)  # first: it says what is wrong with a size
         try:
             with av.open(cutter, "w", format="mp4", options=self._muxer_options()) as container:
                 encoder = add_encoder(container, self.encoder, self.stream, control)
-                converter = YuvConverter(self.stream.width, self.stream.height)
                 for pixels in self.open_frames():
                     frame = converter.convert(pixels, totals.frames, self.stream.fps)
                     totals.frames += 1
