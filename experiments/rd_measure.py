@@ -23,7 +23,7 @@ from experiments.rd_config import StudyConfig
 from experiments.schema import VideoConfig
 from packager.package import BuildProgress
 from packager.video import iter_segments
-from player.decoder import Decoder, create_decoder, load_model
+from player.decoder import Decoder, create_decoder, decode_in_order, load_model
 from player.files import write_bytes, write_table
 from player.presentation import Presentation
 from player.quality import SEVERE_DISTORTION, Metric, load_metrics, severely_distorted_share
@@ -97,17 +97,21 @@ def _measure(
     """Decode and measure everything, one segment in memory at a time; write the tables and pictures."""
     manifest = presentation.manifest
     decoders = _decoders(presentation, config)
+    streams = {
+        name: decode_in_order(decoder, _segments(presentation, position))
+        for position, (name, decoder) in enumerate(decoders.items())
+    }
     moments = sheet_frames(sum(manifest.frames), MOMENTS)
     rows: list[dict[str, Any]] = []
     pictures: dict[str, list[np.ndarray]] = {name: [] for name in (ORIGINAL, *decoders)}
     start = 0
-    for segment, (count, whole) in enumerate(zip(manifest.frames, source, strict=False)):
+    for count, whole in zip(manifest.frames, source, strict=False):
         original = whole[:count]
         chosen = np.arange(-start % config.every, count, config.every)
         shown = [moment - start for moment in moments if start <= moment < start + count]
         pictures[ORIGINAL] += [original[index] for index in shown]
-        for position, (name, decoder) in enumerate(decoders.items()):
-            decoded = decoder.decode(presentation.read_segment(segment, position))
+        for name, stream in streams.items():
+            decoded = next(stream)
             pictures[name] += [decoded[index] for index in shown]
             if len(chosen):
                 scores = {metric.name: metric(original[chosen], decoded[chosen]) for metric in metrics}
@@ -121,6 +125,10 @@ def _measure(
     _write_pictures(folder / "pictures.npz", pictures, np.array(moments) / float(manifest.fps))
     write_table(folder / "frames.parquet", frames)
     write_table(folder / "points.parquet", _points(frames, presentation, [metric.name for metric in metrics]))
+
+
+def _segments(presentation: Presentation, representation: int) -> Iterator[bytes]:
+    return (presentation.read_segment(segment, representation) for segment in range(presentation.segments))
 
 
 def _points(frames: pd.DataFrame, presentation: Presentation, metrics: Sequence[str]) -> list[dict[str, Any]]:

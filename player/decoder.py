@@ -195,6 +195,13 @@ class PromptDecoder:
         return frames[:, top : top + info.display_height, left : left + info.display_width]
 
 
+def decode_in_order(decoder: Decoder, segments: Iterable[bytes]) -> Iterator[np.ndarray]:
+    """Yield the frames of consecutive segments, as `decode` does; those of prompts are rendered one segment ahead."""
+    if isinstance(decoder, PromptDecoder):
+        return decoder.decode_all(segments)
+    return map(decoder.decode, segments)
+
+
 def _is_same(loaded: str, wanted: str) -> bool:
     """Whether an id is the wanted one, or, where that has no digest, of that hub id or of a folder called like it."""
     return loaded == wanted or loaded.rpartition("-")[0] in (wanted, wanted.rpartition("/")[2])
