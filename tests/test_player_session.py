@@ -495,10 +495,10 @@ def test_an_idle_link_upgrades_what_is_buffered():
     now_s = 2.5
     while not isinstance(session.next_action(now_s), Finished):
         action = session.next_action(now_s)
-        if isinstance(action, Wait) and session._in_flight is None:
+        if isinstance(action, Wait) and session._state.in_flight is None:
             now_s = action.until_s
         else:
-            request = session._in_flight.request
+            request = session._state.in_flight.request
             session.on_complete(now_s + 0.25, Done(now_s, now_s, now_s + 0.25, request.size_bytes))
             session.on_rendered(now_s + 0.25, request.segment)
             now_s += 0.25
