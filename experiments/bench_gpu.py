@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = build_parser().parse_args(argv)
     # torch is imported late, so that --help answers at once
-    from experiments.gpu_rows import Bench, Plan, measure_alone
+    from experiments.gpu_rows import Bench, Plan, measure_row
     from player.errors import PlayerError
     from player.model_files import resolve_device
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("no CUDA device here: --tiny tries the script on a CPU, with numbers that say nothing")
         plan = Plan(device, arguments.dtype, arguments.decoder, arguments.frames, arguments.tiny, arguments.quick)
         if arguments.row:
-            print(json.dumps(measure_alone(plan, arguments.row)))
+            print(json.dumps(measure_row(plan, arguments.row)))
             return 0
         bench = Bench(plan, budget_s, arguments.json)
         bench.run(print)

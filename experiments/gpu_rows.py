@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.gpu_fit import FIT_ROWS, measure_fit
+from experiments.gpu_fit import COMPILED, FIT_ROWS, measure_fit
 from experiments.provenance import provenance
 from experiments.random_models import SD_TURBO, TAESD, TINY_SIDE, parameters_of, random_generator
+from packager.errors import PackagerError
 from player.device_memory import frames_that_fit
 from player.engine import Engine, RenderOptions
+from player.errors import PlayerError
 from player.files import write_json
 from player.generator import Generator
 from player.pixels import to_pixels
@@ -31,11 +33,8 @@ WEIGHTS = "random weights of the exact architecture (stabilityai/sd-turbo): for 
 TINY_WEIGHTS = "a small model of random weights: numbers that say nothing, from a run to try the script"
 CARDS_GB = (8, 12, 24, 80)
 _REPEATS = 3
-_COMPILE_ROWS = {"compile": "default", "max-autotune": "max-autotune"}
-_SLOWEST_S = {
-    "compile": 90.0,
-    "max-autotune": 240.0,
-}  # the budget must have as much left; guesses, not measurements
+_SLOWEST_S = {"compile": 90.0, "max-autotune": 240.0, COMPILED: 90.0}
+"""Rows that compile, and what the budget must have left for them; guesses, not measurements."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +112,19 @@ class Bench:
     def run(self, show: Callable[[str], None]) -> None:
         """Measure everything there is time for."""
         show(f"{self.report['device']}, torch {self.report['torch']}; {self.report['weights']}")
-        self._note(show, "", operations(self.plan))
-        self._note(show, "", {"ceiling_tflops": float(f"{matmul_ceiling(self.plan) / 1e12:.4g}")})
-        self._note(show, "", precision(self.plan))
+        self._note(show, operations(self.plan))
+        self._note(show, {"ceiling_tflops": float(f"{matmul_ceiling(self.plan) / 1e12:.4g}")})
+        try:
+            self._note(show, precision(self.plan))
+        except torch.OutOfMemoryError:
+            self._note(show, {"relative_error_latents": None, "relative_error_frames": None})
         for name in RENDER_ROWS:
             self._row(show, "rendering", name, partial(self._render_row, name))
         for count in (1, 2) if self.plan.tiny else (1, 2, 4, 8, 16, 32, 64):
             self._row(show, "memory", str(count), partial(measure_memory, self.plan, count))
-        self._note(show, "", {"cards": self._cards()})
+        self._note(show, {"cards": self._cards()})
         for name in FIT_ROWS:
-            self._row(show, "fitting", name, partial(measure_fit, self.plan, name))
+            self._row(show, "fitting", name, partial(self._compiling_row if name == COMPILED else self._fit_row, name))
         self.report["finished"] = True
         write_json(self._path, self.report)
 
@@ -136,12 +138,14 @@ class Bench:
                 found = measure()
             except torch.OutOfMemoryError:
                 reason = "did not fit the memory"
+            except (PlayerError, PackagerError) as error:  # the engine and the fit say likewise what did not fit
+                reason = f"skipped: {error}"
             except SkippedError as error:
                 reason = f"skipped: {error}"
         if reason:
             found = {"skipped": reason}
         row = {"name": name, **found, "took_s": round(time.monotonic() - began_s, 2)}
-        if "frames_per_s" in row and part == "rendering" and self.report.get("gflop_per_frame"):
+        if "frames_per_s" in row and part == "rendering" and self.plan.device.type == "cuda":
             flops = row["frames_per_s"] * self.report["gflop_per_frame"] * 1e9
             row["share_of_ceiling"] = round(flops / (self.report["ceiling_tflops"] * 1e12), 4)
         self.report[part].append(row)
@@ -149,17 +153,23 @@ class Bench:
         write_json(self._path, self.report)
         show(_line(part, row))
 
-    def _note(self, show: Callable[[str], None], title: str, found: dict[str, Any]) -> None:
+    def _note(self, show: Callable[[str], None], found: dict[str, Any]) -> None:
         self.report |= found
         write_json(self._path, self.report)
-        show(f"{title}{json.dumps(found)}")
+        show(json.dumps(found))
 
     def _render_row(self, name: str) -> dict[str, Any]:
-        if name in ("graphs", *_COMPILE_ROWS) and self.plan.device.type != "cuda":
+        if name == "graphs" and self.plan.device.type != "cuda":
             raise SkippedError("needs a CUDA device")
-        if name not in _COMPILE_ROWS:
-            return measure_alone(self.plan, name)
-        if name == "max-autotune" and self.plan.quick:
+        return self._compiling_row(name) if name in _SLOWEST_S else measure_alone(self.plan, name)
+
+    def _fit_row(self, name: str) -> dict[str, Any]:
+        return measure_fit(self.plan, name)
+
+    def _compiling_row(self, name: str) -> dict[str, Any]:
+        if self.plan.device.type != "cuda":
+            raise SkippedError("needs a CUDA device")
+        if name != "compile" and self.plan.quick:
             raise SkippedError("takes minutes; leave --quick out")
         if self.left_s < _SLOWEST_S[name]:
             raise SkippedError(f"{self.left_s:.0f} s of the budget left, may take {_SLOWEST_S[name]:.0f}")
@@ -194,6 +204,11 @@ class Bench:
             free = int(card * 1e9 - weights)
             fitting[f"{card} GB"] = 0 if free < one else frames_that_fit(free, int(one), int(one + each))
         return fitting
+
+
+def measure_row(plan: Plan, name: str) -> dict[str, Any]:
+    """Return one row of rendering or fitting by its name."""
+    return measure_fit(plan, name) if name in FIT_ROWS else measure_alone(plan, name)
 
 
 class SkippedError(Exception):
@@ -244,7 +259,8 @@ def measure_memory(plan: Plan, count: int) -> dict[str, Any]:
     generator = plan.generator(plan.half)
     engine = Engine(generator, replace(RenderOptions(), batch=count, cuda_graphs=False))
     torch.cuda.reset_peak_memory_stats(plan.device)
-    engine._submit(plan.embeddings(generator, count)).result()  # not `submit`, which would halve it
+    with torch.no_grad(), engine._current_device():
+        engine._submit(plan.embeddings(generator, count)).result()  # not `submit`, which would halve it
     return {"peak_bytes": torch.cuda.max_memory_allocated(plan.device)}
 
 

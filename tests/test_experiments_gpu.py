@@ -1,6 +1,8 @@
 """The GPU measurement on a CPU in its tiny configuration, and SD-Turbo's exact architecture with random weights."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +39,20 @@ def test_shapes_are_those_of_512_pixels():
     assert parameters_of(own.decoder) > 40 * parameters_of(ghost.decoder) / 3
 
 
+_NEEDED_BYTES = 8_000_000_000  # its float32 weights, their copy in half precision, and torch itself
+
+
+def _available_bytes():
+    """Memory that this machine has free, where it says so (Linux)."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else _NEEDED_BYTES
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "CI" not in os.environ and _available_bytes() < _NEEDED_BYTES, reason="needs 8 GB of memory that is available"
+)
 def test_random_weights_render_in_half_precision():
     """One evaluation of all 866 million parameters, for frames of 64x64 pixels."""
     generator = random_generator(latent_side=8)
@@ -63,10 +78,13 @@ def test_the_bench_runs_tiny_on_a_cpu(tmp_path, capsys):
     assert "small model of random weights" in report["weights"]
     rows = {row["name"]: row for row in report["rendering"]}
     assert rows["keys"]["frames_per_s"] > 0
-    assert rows["keys"]["share_of_ceiling"] > 0
+    assert "share_of_ceiling" not in rows["keys"]  # a CPU's ceiling is none of half precision's
     assert rows["max-autotune"]["skipped"] == "skipped: needs a CUDA device"
     assert set(report["cards"].values()) == {"not measured"}
-    assert [row["frames_a_step"] for row in report["fitting"]] == [3, 4, 4, 4]
+    *measured, compiled = report["fitting"]
+    assert [row["frames_a_step"] for row in measured] == [3, 4, 4, 4, 8]
+    assert measured[-1]["segments_at_once"] == 2
+    assert compiled["skipped"] == "skipped: needs a CUDA device"
     assert 0 < report["relative_error_latents"] < 3e-2  # layers of 32 channels average little away
     assert str(target) in capsys.readouterr().out
 
