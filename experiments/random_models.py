@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 
 from player.generator import Generator, set_precision
-from player.model_files import quiet_diffusers
+from player.model_files import cast
 from player.one_step import check_unet, load_prompt_space
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -53,8 +53,7 @@ def random_generator(
     if where.type != "meta":
         source = torch.Generator(where).manual_seed(seed)
         for part in (unet, vae):
-            with quiet_diffusers():
-                part.to(dtype).to_empty(device=where)
+            cast(part, dtype).to_empty(device=where)
             _fill(part, source)
     settings, tensors = load_prompt_space(SD_TURBO, unet.config, 8 * latent_side)
     generator = Generator(unet, vae, settings, tensors, identity="random-sd-turbo")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from packager.errors import PackagerError
 from player.autoencoder import LatentEncoder, ResidualBlock
 from player.generator import Generator
+from player.model_files import cast
 
 
 class PromptHead(ModelMixin, ConfigMixin):
@@ -53,7 +54,7 @@ class PromptEncoder(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write both parts below a folder in diffusers layout."""
         for name, part in (("latent_encoder", self.latents), ("prompt_head", self.head)):
-            part.to(dtype).save_pretrained(folder / name)
+            cast(part, dtype).save_pretrained(folder / name)
             part.float()
 
 

@@ -25,6 +25,7 @@ from player.model_files import EMBEDDED_FOLDER as EMBEDDED_FOLDER
 from player.model_files import (
     SETTINGS_FILE,
     TENSORS_FILE,
+    cast,
     check_memory,
     digest,
     label,
@@ -227,7 +228,7 @@ class Generator(nn.Module):
         """Write the generator in diffusers layout; weights in `dtype`."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, part in (("unet", self.unet), ("vae", self.decoder)):
-            part.to(dtype).save_pretrained(folder / name)
+            cast(part, dtype).save_pretrained(folder / name)
             part.float()
         tensors = {"base": self.base, "dictionary": self.dictionary, "start_latent": self.start_latent}
         if self.layout is not None:
@@ -285,9 +286,8 @@ def set_precision(generator: Generator, dtype: torch.dtype) -> None:
     if dtype == torch.float16 and full and generator.decoder.config.force_upcast:
         fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         decoder_dtype = torch.bfloat16 if fast else torch.float32
-    with quiet_diffusers():  # it would rather cast while loading
-        generator.unet.to(dtype)
-        generator.decoder.to(decoder_dtype)
+    cast(generator.unet, dtype)
+    cast(generator.decoder, decoder_dtype)
     last = [generator.unet.conv_out]
     if full:
         last.append(generator.decoder.decoder.conv_out)

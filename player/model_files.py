@@ -105,13 +105,22 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """Hold back diffusers' remarks on casting; what matters is raised."""
+    """Hold back diffusers' remarks on loading; what matters is raised."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
         yield
     finally:
         diffusers_logging.set_verbosity(level)
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a model in place, and return it, as `torch.nn.Module.to` does.
+
+    diffusers puts a method in that one's place which remarks on every cast that parts of some models, none of those
+    used here, should stay in float32.
+    """
+    return nn.Module.to(module, dtype)
 
 
 def read_json(path: Path, spec: str) -> dict:

@@ -285,3 +285,12 @@ def test_memory_is_checked_before_it_is_taken(monkeypatch):
     message = r"3.5 GB of weights in float32, but cuda has 3.0 of 8.0 GB free \(float16 needs half: --dtype float16\)"
     with pytest.raises(GeneratorError, match=message):
         check_memory(868_000_000, torch.float32, cuda, "sd")
+
+
+def test_casts_are_silent(tiny_folder, tmp_path, caplog, capfd):
+    """diffusers remarks on every cast of its models; a user need not see that."""
+    generator = load_generator(str(tiny_folder), device="cpu", dtype="bfloat16")
+    load_generator(str(tiny_folder), device="cpu").save(tmp_path / "copy", torch.float16)
+    assert next(generator.unet.parameters()).dtype == torch.bfloat16
+    assert capfd.readouterr().err == ""
+    assert "float32" not in caplog.text
