@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("packager", "player", "abr", "emulator", "traces", "experiments")
 HOME = "README.md"
 _LINK = re.compile(r"(\]\()([^)\s#]+)([^)]*\))")
+_SEARCHED_LATER = "---\nsearch:\n  boost: 0.0005\n---\n\n"
+"""Pages that explain a word come before functions that have it in their names, which the search ranks 1000 times up."""
 _REPOSITORY = PurePosixPath("repository")
 """Folder of the site with copies of files from outside docs/."""
 
@@ -43,7 +45,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for page in _reference(package):
             module = PurePosixPath(page).with_suffix("").relative_to("reference").as_posix().replace("/", ".")
             module = module.removesuffix(".index")
-            files.append(File.generated(config, page, content=f"# {module}\n\n::: {module}\n"))
+            content = f"{_SEARCHED_LATER}# {module}\n\n::: {module}\n"
+            files.append(File.generated(config, page, content=content))
     pages = [*Path(config.docs_dir).rglob("*.md"), ROOT / HOME]
     for page in pages:
         for _, target, _ in _LINK.findall(page.read_text(encoding="utf-8")):
