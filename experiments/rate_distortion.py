@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import UsageError
+from experiments.errors import ExperimentError, UsageError
+from player.errors import PlayerError
 
 if TYPE_CHECKING:
     from experiments.rd_config import StudyConfig
@@ -27,14 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         config = parse_study(given)
-        videos = find_videos(config.videos)
+        videos = [] if config.packages else find_videos(config.videos)
     except UsageError as error:
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING, format=f"{_PROGRAM}: %(message)s", stream=sys.stderr)
     try:
         return _study(config, videos, given)
-    except OSError as error:  # a folder that cannot be written, a full disk
+    except UsageError as error:
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except (ExperimentError, PlayerError, OSError) as error:  # a folder that cannot be written, a full disk
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -50,6 +54,8 @@ def _study(config: StudyConfig, videos: Sequence[Path], given: Sequence[str]) ->
 
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.packages:
+        return _packages_study(folder, config, given)
     total = len(videos) * len(config.codecs)
     with tqdm(total=total, unit="package", file=sys.stderr, disable=None, dynamic_ncols=True) as bar:
 
@@ -67,6 +73,18 @@ def _study(config: StudyConfig, videos: Sequence[Path], given: Sequence[str]) ->
     if found.failures:
         print(f"{_PROGRAM}: {len(found.failures)} of {total} could not be measured (report.md)", file=sys.stderr)
     return 1 if found.failures else 0
+
+
+def _packages_study(folder: Path, config: StudyConfig, given: Sequence[str]) -> int:
+    from experiments.rd_packages import measured_packages
+    from experiments.rd_report import summary_lines
+    from experiments.rd_study import compare
+
+    study = compare(measured_packages(config.packages, config.codecs, folder / "measured"), config)
+    write_study(folder, study, config, given)
+    print("\n".join(summary_lines(study)))
+    print(f"{folder}: report.md, tables{' and figures' if config.figures else ''}")
+    return 0
 
 
 def write_study(folder: Path, study: Study, config: StudyConfig, given: Sequence[str] = ()) -> None:
@@ -99,6 +117,8 @@ def write_study(folder: Path, study: Study, config: StudyConfig, given: Sequence
 def conditions(config: StudyConfig) -> str:
     """Return the line under every figure: how the numbers arose."""
     build = config.build
+    if config.packages:
+        return "Finished packages, every frame measured; bitrates count every byte on disk."
     length = f"First {build.seconds:g} s" if build.seconds else "Whole length"
     sampled = f", one frame in {config.every} measured" if config.every > 1 else ""
     return (
@@ -124,7 +144,7 @@ def _draw(folder: Path, study: Study, config: StudyConfig) -> None:
     for clip in study.clips:
         own = study.points[study.points["clip"] == clip]
         save_figure(draw.curves(study, own, f"{clip}. {text}"), folder / "clips", f"{clip}-curves")
-        for rate_bps in config.sheets_bps:
+        for rate_bps in [] if config.packages else config.sheets_bps:
             figure = draw.sheet(study, clip, rate_bps, text)
             save_figure(figure, folder / "clips", f"{clip}-{rate_bps // 1000}k")
 

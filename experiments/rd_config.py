@@ -50,6 +50,9 @@ class StudyConfig:
 
     videos: list[str] = field(default_factory=lambda: ["demo"])
     """Video files, folders of them or patterns such as clips/*.mp4; `demo` is the built-in clip."""
+    packages: str = ""
+    """Finished packages instead, folders or patterns such as site/*: compared as they were measured, every frame,
+    when they were built. Nothing is decoded, so there are no contact sheets."""
     codecs: list[str] = field(default_factory=lambda: ["prompt", "h265", "av1", "vae"])
     """What is compared."""
     anchor: str = "h265"

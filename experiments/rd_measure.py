@@ -124,14 +124,14 @@ def _measure(
     frames.insert(1, "codec", manifest.codec)
     _write_pictures(folder / "pictures.npz", pictures, np.array(moments) / float(manifest.fps))
     write_table(folder / "frames.parquet", frames)
-    write_table(folder / "points.parquet", _points(frames, presentation, [metric.name for metric in metrics]))
+    write_table(folder / "points.parquet", points_of(frames, presentation, [metric.name for metric in metrics]))
 
 
 def _segments(presentation: Presentation, representation: int) -> Iterator[bytes]:
     return (presentation.read_segment(segment, representation) for segment in range(presentation.segments))
 
 
-def _points(frames: pd.DataFrame, presentation: Presentation, metrics: Sequence[str]) -> list[dict[str, Any]]:
+def points_of(frames: pd.DataFrame, presentation: Presentation, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """Return one row per representation: its bitrate, the mean of each metric, the severely distorted share."""
     rows = []
     for position, rung in enumerate(presentation.representations):

@@ -66,7 +66,7 @@ class Sources:
         key = repr((config.video, config.videos, config.build, config.package, point.codecs, point.any_codec))
         if key not in self._known:
             if config.package:
-                self._known[key] = _finished(config.package, None if point.any_codec else point.codecs)
+                self._known[key] = find_packages(config.package, None if point.any_codec else point.codecs)
             else:
                 self._known[key] = self._made(config, point.codecs)
             for source in self._known[key]:
@@ -130,7 +130,7 @@ def list_videos(config: RunConfig) -> list[VideoConfig]:
     return [replace(config.video, name=str(path)) for path in paths]
 
 
-def _finished(text: str, codecs: Sequence[str] | None) -> list[Source]:
+def find_packages(text: str, codecs: Sequence[str] | None) -> list[Source]:
     """Return the packages that `package=` names, of these codecs if they were asked for."""
     sources: dict[Path, Source] = {}
     for part in text.split(","):

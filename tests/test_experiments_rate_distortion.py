@@ -70,6 +70,20 @@ def test_a_study_leaves_tables_report_and_figures(videos, cache, tmp_path, capsy
     assert len(list(tmp_path.glob("figures/**/*.pdf"))) == len(figures)
 
 
+def test_finished_packages_give_what_measuring_them_gives(videos, cache, tmp_path, capsys, own_logging):
+    assert rate_distortion.main(arguments(videos, cache, tmp_path / "videos")) == 0
+    given = [f"packages={cache}/*", "codecs=h265,h264", f"output={tmp_path / 'packages'}"]
+    assert rate_distortion.main(given) == 0
+    one, other = (pd.read_parquet(tmp_path / name / "points.parquet") for name in ("videos", "packages"))
+    keys = ["clip", "codec", "representation"]
+    one, other = one.sort_values(keys, ignore_index=True), other.sort_values(keys, ignore_index=True)
+    pd.testing.assert_frame_equal(one, other[list(one)], rtol=1e-6)
+    assert not list(tmp_path.glob("packages/figures/clips/*-15k.png"))
+    capsys.readouterr()
+    assert rate_distortion.main(["packages=nowhere/*", f"output={tmp_path / 'none'}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_clip_that_fails_leaves_the_others_whole(videos, cache, tmp_path, capsys, caplog, own_logging):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
