@@ -8,6 +8,7 @@ failures.json              sessions that failed, with the reason; they are tried
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ SCHEMA: dict[str, str] = {
     "loss": "random loss of the link, share of packets",
     "link_model": "fluid or packet",
     "render_fps": "speed of the simulated renderer, frames/s; NaN: rendering costs no time",
+    "passes_per_s": "speed of the device, passes of the generator per second; NaN: not given",
     "trace_bps": "mean rate of the whole trace after the share, bit/s",
     "session_bps": "mean rate of the link over the programme's length from the offset on, bit/s",
     "segments": "segments of the programme",
@@ -51,6 +53,7 @@ SCHEMA: dict[str, str] = {
     "skipped_segments": "segments given up",
     "abandonments": "requests that the controller gave up",
     "upgrades": "better versions that came in time",
+    "reduced_segments": "segments shown with fewer frames rendered than they have; if any, quality is empty",
     "media_bps": "bytes of what was shown * 8 / its playing time, bit/s",
     "received_bytes": "all bytes that arrived, failed attempts and init segments included",
     "wasted_bytes": "bytes of failed attempts and replaced versions",
@@ -62,6 +65,9 @@ SCHEMA: dict[str, str] = {
 }
 """Column -> meaning and unit. Besides: one column for each metric that every package holds, its mean over frames shown;
 and one for each swept key that is not among these, under the key's name, such as `link.queue_packets`."""
+
+LATER: dict[str, float] = {"passes_per_s": math.nan, "reduced_segments": 0}
+"""Columns that data sets of this version may lack, and what they then hold."""
 
 ORDER = ("trace", "offset_s", "seed", "video", "codec", "package", "abr", "session")
 """Columns that a loaded table is sorted by."""
@@ -127,6 +133,8 @@ def load(path: Path | str) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=list(SCHEMA))
     table = pd.concat(parts, ignore_index=True)
+    for name, value in LATER.items():
+        table[name] = table[name].fillna(value) if name in table else value
     missing = [name for name in SCHEMA if name not in table]
     if missing:
         raise ExperimentError(f"{folder / SESSIONS}: column {missing[0]} is missing, which every part must have")

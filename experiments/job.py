@@ -152,6 +152,7 @@ def _conditions(config: RunConfig, trace: Trace, programme: Programme) -> dict[s
         "clip_s": clip_s,
         "loops": session_s / clip_s,
         "render_fps": config.player.render_fps,
+        "passes_per_s": config.device.passes_per_s,
     }
 
 
@@ -191,7 +192,8 @@ def _show(
             with _bar(f"rendering {package.codec}", "segment") as bar:
                 report = render_played(store, result.segments, progress=partial(_set, bar))
             write_json(folder / package.codec / "render.json", report)
-            _report_speed(package.codec, report, config.player.render_fps)
+            if config.device.passes_per_s is None:
+                _report_speed(package.codec, report, config.player.render_fps)
             if config.render:
                 film = folder / package.codec / "session.mp4"
                 write_session(film, store, result.segments, conceal_s=config.player.conceal_s)

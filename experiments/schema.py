@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from abr import AbrConfig
 from emulator import LinkConfig
+from experiments.device import DeviceConfig
 from experiments.errors import UsageError
 from experiments.launchers import LauncherConfig
 from experiments.shares import default_share
@@ -95,6 +96,7 @@ class RunConfig:
     link: LinkConfig = field(default_factory=LinkConfig)
     abr: AbrConfig = field(default_factory=AbrConfig)
     player: PlayerConfig = field(default_factory=PlayerConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     build: BuildConfig = field(default_factory=BuildConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
@@ -138,6 +140,15 @@ class RunConfig:
             raise UsageError(f"codec={','.join(self.codec)}: each codec can be given once")
         if self.mode not in MODES:
             raise UsageError(f"mode={self.mode}: expected one of {', '.join(MODES)}")
+        if self.device.passes_per_s is not None:
+            if self.player.render_fps is not None:
+                raise UsageError(
+                    "device.passes_per_s and player.render_fps: two speeds of one device; give one of them"
+                )
+            if self.mode == REAL:
+                raise UsageError(
+                    "device.passes_per_s: in real time the device is the machine at hand; mode=simulate only"
+                )
         if self.seed is not None and self.seed < 0:
             raise UsageError(f"seed={self.seed}: expected 0 or more, or null")
         if self.jobs < 0:

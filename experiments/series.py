@@ -132,6 +132,7 @@ def condition_texts(conditions: dict[str, Any]) -> dict[str, str]:
         "abr": f"abr {conditions['abr']}",
         "session": f"{conditions['session_s']:.4g} s programme, {_loops(conditions)}",
         "render": f"prompts rendered at {conditions['render_fps']:g} frames/s" if conditions["render_fps"] else "",
+        "device": f"device of {conditions['passes_per_s']:g} passes/s" if conditions.get("passes_per_s") else "",
     }
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from emulator import create_transport
+from experiments.device import controller_on, ladder_on
 from experiments.errors import ExperimentError
 from experiments.future import link_future
 from experiments.results import CodecResult
@@ -24,10 +25,11 @@ def stream(codec: str, programme: Programme, trace: Trace, config: RunConfig) ->
     abr = config.abr
     if abr.name == "oracle":  # the one controller that is told the future
         abr = dataclasses.replace(abr, options={"finish_s": link_future(trace, config.link), **abr.options})
-    controller = abr.create(programme.ladder, buffer_capacity_s=config.player.buffer_s)
+    ladder = ladder_on(config.device, programme.presentation, programme.ladder)
+    controller = controller_on(config.device, abr, ladder, config.player.buffer_s)
     # A pixel codec has nothing to make frames up from.
     player = config.player if codec == PROMPT else dataclasses.replace(config.player, conceal_s=0.0)
-    session = Session(programme.ladder, controller, player)
+    session = Session(ladder, controller, player)
     simulate(
         session,
         create_transport(trace, config.link),

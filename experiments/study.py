@@ -139,11 +139,14 @@ def plan(found: Sequence[tuple[Point, Sequence[Source]]], programmes: Programmes
     for point, sources in found:
         config = point.config
         link = _digest([asdict(config.trace), _trace_sha256(config.trace.name, hashes), asdict(config.link)])
-        client = _digest([asdict(config.abr), point.label, asdict(config.player), asdict(config.quality)])
+        client = [asdict(config.abr), point.label, asdict(config.player), asdict(config.quality)]
+        # A device that is not given plays no part: sessions of data sets from before there was one still count.
+        if config.device.passes_per_s is not None:
+            client.append(asdict(config.device))
         for source in sources:
-            key = _digest([link, client, source.package, source.sha256, config.session_s, dict(point.columns)])
+            key = _digest([link, _digest(client), source.package, source.sha256, config.session_s, dict(point.columns)])
             programme = programmes.key(point, source)
-            spec = Spec(key, programme, point.label, config.abr, config.player, point.columns)
+            spec = Spec(key, programme, point.label, config.abr, config.player, config.device, point.columns)
             sessions[key] = Session(f"{link} {config.seed}", config, spec)
     return list(sessions.values())
 
@@ -175,7 +178,8 @@ def make_cells(sessions: Sequence[Session], jobs: int) -> list[Cell]:
 def settings(sweep: Sweep, rule: SevereRule) -> dict[str, Any]:
     """Return what all sessions of a data set share, swept keys left out."""
     held: dict[str, Any] = {"swept": sorted(sweep.swept), "session_s": sweep.base.session_s}
-    for group in ("player", "link", "trace", "abr"):
+    device = () if sweep.base.device.passes_per_s is None else ("device",)
+    for group in ("player", *device, "link", "trace", "abr"):
         left_out = _NOT_SETTINGS.get(group, ())
         values = asdict(getattr(sweep.base, group)).items()
         held[group] = {name: value for name, value in values if name not in left_out}

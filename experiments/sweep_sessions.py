@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from abr import AbrConfig, Ladder
 from abr.qoe import scaled_quality
 from emulator import LinkConfig, create_transport
+from experiments.device import DeviceConfig, controller_on, ladder_on
 from experiments.future import link_future
 from experiments.simulate import simulate
 from player.config import PlayerConfig
@@ -32,6 +33,7 @@ REBUFFERING_WEIGHT = 1.0
 SWITCHING_WEIGHT = 1.0
 STARTUP_WEIGHT = 1.0
 """QoE per second of startup delay in the columns that count it; Yin et al. (SIGCOMM 2015) weigh it as rebuffering."""
+_ANY_DEVICE = DeviceConfig()
 QOE_COLUMNS = ("qoe_lin", "qoe_lin_startup", "qoe_quality", "qoe_quality_startup")
 
 
@@ -47,6 +49,7 @@ class Spec:
     """The controller, with its options, as the table names it."""
     abr: AbrConfig
     player: PlayerConfig
+    device: DeviceConfig
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Swept key -> its value; columns of the session's row."""
 
@@ -88,6 +91,9 @@ class Looked:
             utilities["qoe_quality"] = scaled_quality(ladder)
         self._utility_names = list(utilities)
         self._utilities = np.array(list(utilities.values())).reshape(len(utilities), -1)  # [utilities, S R]
+        self._presentation = presentation
+        self._on_devices: dict[tuple[float | None, float], Ladder] = {}
+        self.quality_names = ("severe_share", "qoe_quality", "qoe_quality_startup", *self._metrics)
         self._nothing = dict.fromkeys(("media_bps", *QOE_COLUMNS, "severe_share", *self._metrics), math.nan)
 
     @staticmethod
@@ -103,6 +109,13 @@ class Looked:
             share = severely_distorted_share(values, rule.metric, threshold=rule.threshold)
             table[segment, rung] = share * len(values)
         return table
+
+    def ladder_on(self, device: DeviceConfig) -> Ladder:
+        """Return the ladder with what rendering costs on a device, if that is said; kept for the next session on it."""
+        key = (device.passes_per_s, device.warp_cost)
+        if key not in self._on_devices:
+            self._on_devices[key] = ladder_on(device, self._presentation, self.ladder)
+        return self._on_devices[key]
 
     def numbers(
         self, shown: Sequence[tuple[int, int]], *, rebuffered_s: float, startup_delay_s: float
@@ -169,21 +182,29 @@ class Study:
             looked = self.programmes[session.programme]
             try:
                 row = conditions(cell, session, trace, looked)
-                rows.append({**row, **play(session.abr, trace, looked, session.player, cell.link)})
+                rows.append({**row, **play(session.abr, trace, looked, session.player, cell.link, session.device)})
             except Exception as error:  # a plug-in may raise anything
                 failures.append(Failure(cell.trace, session, reason_of(error)))
         return rows, failures
 
 
-def play(controller: AbrConfig, trace: Trace, looked: Looked, player: PlayerConfig, link: LinkConfig) -> dict[str, Any]:
-    """Play one session and return its numbers."""
+def play(
+    controller: AbrConfig,
+    trace: Trace,
+    looked: Looked,
+    player: PlayerConfig,
+    link: LinkConfig,
+    device: DeviceConfig = _ANY_DEVICE,
+) -> dict[str, Any]:
+    """Play one session and return its numbers. What reduced render modes look like was not measured: quality is empty
+    if any was shown."""
     if controller.name == "oracle":  # the one controller that is told the future
         future = {"finish_s": link_future(trace, link)}
         controller = dataclasses.replace(controller, options={**future, **controller.options})
     if looked.codec != PROMPT:  # a pixel codec has nothing to make frames up from
         player = dataclasses.replace(player, conceal_s=0.0)
-    ladder: Ladder = looked.ladder
-    session = Session(ladder, controller.create(ladder, buffer_capacity_s=player.buffer_s), player)
+    ladder = looked.ladder_on(device)
+    session = Session(ladder, controller_on(device, controller, ladder, player.buffer_s), player)
     simulate(
         session,
         create_transport(trace, link),
@@ -196,19 +217,23 @@ def play(controller: AbrConfig, trace: Trace, looked: Looked, player: PlayerConf
         "skipped_segments", "abandonments", "upgrades", "wasted_bytes",
     )  # fmt: skip
     startup_s, rebuffered_s = summary["startup_delay_s"], summary["rebuffered_s"]
+    numbers = looked.numbers(session.shown(), rebuffered_s=rebuffered_s, startup_delay_s=startup_s)
+    if session.reduced_segments:
+        numbers |= dict.fromkeys(looked.quality_names, math.nan)
     return {
         "segments": ladder.segments,
         **{name: summary[name] for name in names},
         "waiting_ratio": (startup_s + rebuffered_s) / summary["elapsed_s"] if summary["elapsed_s"] > 0 else 0.0,
         "received_bytes": summary["downloaded_bytes"] + summary["wasted_bytes"],
-        **looked.numbers(session.shown(), rebuffered_s=rebuffered_s, startup_delay_s=startup_s),
+        "reduced_segments": session.reduced_segments,
+        **numbers,
     }
 
 
 def conditions(cell: Cell, session: Spec, trace: Trace, looked: Looked) -> dict[str, Any]:
     """Return the part of a session's row that is known before it is played."""
     session_s = float(looked.ladder.segment_duration_s.sum())
-    fps = render_fps(looked, session.player)
+    fps, speed = render_fps(looked, session.player), session.device.passes_per_s if looked.codec == PROMPT else None
     return {
         **session.columns,
         "session": session.key,
@@ -227,6 +252,7 @@ def conditions(cell: Cell, session: Spec, trace: Trace, looked: Looked) -> dict[
         "loss": cell.link.loss,
         "link_model": cell.link.model,
         "render_fps": math.nan if fps is None else fps,
+        "passes_per_s": math.nan if speed is None else speed,
         "trace_bps": trace.mean_bps,
         "session_bps": trace.capacity_bytes(0, 1000 * session_s) * 8 / session_s,
     }

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from player.bitstream import read_init, read_segment
 from player.files import write_json, write_table
 from player.log import SegmentRow, SessionLog
 from player.programme import Programme
 from player.quality import SEVERE_DISTORTION, known_metrics, severely_distorted_share
+from player.render_modes import shown_frames
 from player.viewer import rejoined_share
 
 TABLES = ("segments", "frames", "events")
@@ -73,7 +75,8 @@ def frame_table(log: SessionLog, programme: Programme) -> pd.DataFrame:
     measured it on the frames that the decoder makes.
 
     `concealed` is the share of the picture that was made up: 1 in a concealed stop, where `frame` counts on beyond its
-    segment's last, and falling to 0 within `REJOIN_S` after a stop. Such frames have no measured quality.
+    segment's last, and falling to 0 within `REJOIN_S` after a stop. `repeated` says that the frame before stayed on the
+    screen, since the segment was rendered in a mode of fewer frames. Neither kind has a measured quality.
     """
     table = pd.DataFrame(log.frames(programme.segment_frames.tolist()))
     table["concealed"] = 0.0
@@ -85,7 +88,25 @@ def frame_table(log: SessionLog, programme: Programme) -> pd.DataFrame:
             measured = presentation.frame_quality(int(programme.clip_segment[segment]), representation, metric)
             values[rows] = measured[table["frame"].to_numpy()[rows]]
         table[metric] = values
+    table["repeated"] = _repeated(table, log, programme)
+    table.loc[table["repeated"], list(presentation.metrics)] = math.nan
     return _with_concealed(table, log, programme)
+
+
+def _repeated(table: pd.DataFrame, log: SessionLog, programme: Programme) -> np.ndarray:
+    """Return which frames the segment's render mode did not make, bool [frames]."""
+    modes = {row["segment"]: row["render_mode"] for row in log.segments if row["render_mode"] is not None}
+    repeated, presentation = np.zeros(len(table), dtype=bool), programme.presentation
+    for (segment, representation), rows in table.groupby(["segment", "representation"], sort=False).indices.items():
+        if segment not in modes:
+            continue
+        info, clip_segment = read_init(presentation.read_init(representation)), int(programme.clip_segment[segment])
+        shown = shown_frames(
+            read_segment(info, presentation.read_segment(clip_segment, representation)), modes[segment]
+        )
+        frames = table["frame"].to_numpy()[rows]
+        repeated[rows] = shown[frames] != frames
+    return repeated
 
 
 def _with_concealed(table: pd.DataFrame, log: SessionLog, programme: Programme) -> pd.DataFrame:
@@ -112,7 +133,7 @@ def _with_concealed(table: pd.DataFrame, log: SessionLog, programme: Programme) 
         made_up = pd.DataFrame([row] * count).reset_index(drop=True)
         made_up["frame"] = int(row["frame"]) + 1 + np.arange(count)
         made_up["wall_time_s"] = begin_s + np.arange(count) / fps
-        made_up["concealed"] = 1.0
+        made_up["concealed"], made_up["repeated"] = 1.0, False
         made_up[["media_time_s", *metrics]] = math.nan
         parts.append(made_up.astype(table.dtypes))
     return pd.concat(parts).sort_values("wall_time_s", kind="stable", ignore_index=True) if parts[1:] else table
@@ -130,6 +151,7 @@ def summarise(log: SessionLog, frames: pd.DataFrame, programme: Programme, rule:
         "media_bitrate_bps": float(sizes.sum()) * 8 / shown_s if shown_s else math.nan,
         "frames": int((frames["concealed"] < 1).sum()),
         "concealed_frames": int((frames["concealed"] == 1).sum()),
+        "repeated_frames": int(frames["repeated"].sum()),
         "quality": {name: _finite(float(frames[name].mean())) for name in metrics},
         **severe_numbers(frames, rule),
         "ladder_bps": programme.ladder.bitrate_bps.tolist(),

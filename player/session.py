@@ -117,6 +117,13 @@ class Session:
         """Return segment and representation of all that was rendered to be shown, in order."""
         return [(row.segment, row.representation) for row in self._state.rows if row.content_start_s is not None]
 
+    @property
+    def reduced_segments(self) -> int:
+        """Segments shown that were rendered with fewer frames than they have."""
+        rendering = self.ladder.rendering
+        shown = [row.render_mode for row in self._state.rows if row.content_start_s is not None]
+        return 0 if rendering is None else sum(mode != rendering.modes[0] for mode in shown)
+
     # What a driver reports.
 
     def next_action(self, now_s: float) -> Action:
