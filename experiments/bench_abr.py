@@ -1,8 +1,9 @@
 """Time every controller's decisions: `python -m experiments.bench_abr [--representations 6] [--abr mpc,fugu]`.
 
-Each plays one session over a recorded LTE link. Printed are the median and the 99th percentile of its decisions in
-microseconds of CPU on this machine, and what building it took. `oracle` plans a session at once and is left
-out.
+Each plays one session over a recorded LTE link. NAME+rendering is the controller on a ladder that says what rendering
+costs (four modes, a device that just keeps up with all frames), NAME+switching the controller under FastSwitching.
+Printed are the median and the 99th percentile of its decisions in microseconds of CPU on this machine, and what
+building it took. `oracle` plans a session at once and is left out.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 
-from abr import Abr, AbrError, Decision, Ladder, Observation, create_abr, known_names
+from abr import Abr, AbrError, Decision, Ladder, Observation, Rendering, create_abr, known_names
+from abr.render_aware import RenderAware
+from abr.render_mpc import RenderMpc
+from abr.replacement import FastSwitching
 from emulator import LinkConfig, create_transport
 from experiments.errors import ExperimentError, UsageError
 from experiments.simulate import simulate
@@ -22,6 +27,9 @@ from player.session import Session
 from traces import TraceConfig, load_trace
 
 SEGMENTS, SEGMENT_S, BUFFER_S = 120, 2.0, 20.0
+RENDERING, SWITCHING = "+rendering", "+switching"
+WRAPPED = (f"bola{RENDERING}", f"quality_mpc{RENDERING}", f"bola{SWITCHING}")
+"""Measured besides the controllers by name."""
 
 
 class Stopwatch:
@@ -48,17 +56,37 @@ def make_ladder(representations: int) -> Ladder:
     return Ladder(rates, sizes, np.full(SEGMENTS, SEGMENT_S), quality=quality)
 
 
+def with_rendering(ladder: Ladder) -> Ladder:
+    """Return the ladder with four render modes: 60, 30, 20 and 8 passes for 2 s, on a device of 32 passes/s."""
+    shape = (ladder.segments, ladder.representations, 4)
+    passes = np.broadcast_to([60.0, 30.0, 20.0, 8.0], shape)
+    if ladder.quality is None:
+        raise ValueError("the ladder has no quality")
+    quality = ladder.quality[:, :, None] * np.array([1.0, 0.98, 0.96, 0.9])
+    return replace(ladder, rendering=Rendering(32.0, ("full", "half", "third", "keys"), passes, passes / 2, quality))
+
+
+def create(name: str, ladder: Ladder) -> Abr:
+    """Return a controller, wrapped if its name says so; the ladder holds what rendering costs if that is needed."""
+    plain = name.removesuffix(RENDERING).removesuffix(SWITCHING)
+    inner = create_abr(plain, ladder, buffer_capacity_s=BUFFER_S)
+    if name.endswith(RENDERING) and not isinstance(inner, RenderMpc):
+        return RenderAware(inner, ladder)
+    return FastSwitching(inner, segment_s=SEGMENT_S) if name.endswith(SWITCHING) else inner
+
+
 def measure(name: str, ladder: Ladder) -> str:
     """Play one session; return the controller's line."""
+    ladder = with_rendering(ladder) if name.endswith(RENDERING) else ladder
     begin_s = time.thread_time()
-    controller = create_abr(name, ladder, buffer_capacity_s=BUFFER_S)
+    controller = create(name, ladder)
     build_ms = (time.thread_time() - begin_s) * 1e3
     watch = Stopwatch(controller)
     session = Session(ladder, watch, PlayerConfig(buffer_s=BUFFER_S))
     transport = create_transport(load_trace(TraceConfig(name="lte")), LinkConfig())
     simulate(session, transport, segment_frames=[1] * SEGMENTS)
     median_us, slow_us = np.percentile(watch.spent_us, [50, 99])
-    return f"{name:14} {median_us:10.0f} {slow_us:10.0f} {build_ms:10.1f}"
+    return f"{name:22} {median_us:10.0f} {slow_us:10.0f} {build_ms:10.1f}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,12 +95,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--abr", help="names, comma-separated; default: all that choose one segment at a time")
     parser.add_argument("--representations", type=int, default=6)
     arguments = parser.parse_args(argv)
-    names = arguments.abr.split(",") if arguments.abr else [name for name in known_names() if name != "oracle"]
+    every = [*(name for name in known_names() if name != "oracle"), *WRAPPED]
+    names = arguments.abr.split(",") if arguments.abr else every
     try:
         if not 1 <= arguments.representations <= 100:
             raise UsageError(f"--representations {arguments.representations}: expected 1 to 100")
         ladder = make_ladder(arguments.representations)
-        print(f"{'controller':14} {'median us':>10} {'99 % us':>10} {'build ms':>10}")
+        print(f"{'controller':22} {'median us':>10} {'99 % us':>10} {'build ms':>10}")
         for name in names:
             print(measure(name, ladder))
     except (AbrError, ExperimentError) as error:
