@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.errors import ExperimentError
 from experiments.rd_study import Study, average_ladders
 from experiments.series import ordered_metrics
 from player.codecs import ordered
@@ -41,13 +40,13 @@ def _places(config: Mapping[str, Any]) -> list[Path]:
     return sorted(Path(config["cache_dir"]).glob("*"))
 
 
-def require_packages(study: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """Return what `find_packages` does; ExperimentError where none is at hand."""
-    found = find_packages(study, folders)
-    if not found:
-        names = ", ".join(sorted(study["packages"])[:3])
-        raise ExperimentError(f"none of the study's packages is at hand ({names} ...); name their folder by --packages")
-    return found
+def missing_text(study: Mapping[str, Any], found: Mapping[str, Path]) -> str:
+    """Return a sentence that names the packages of a study that are not at hand; "" where all are."""
+    names = [name for name in sorted(study["packages"]) if name not in found]
+    if not names:
+        return ""
+    named = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+    return f"{len(names)} of {len(study['packages'])} packages are not at hand, or have changed since: {named}."
 
 
 def ladder_study(packages: Mapping[str, Path], videos: Mapping[str, str]) -> Study:

@@ -29,6 +29,8 @@ from experiments.series import CODEC_TITLES, HEADLINE_METRICS, METRICS, severity
 from player.quality import SEVERE_DISTORTION
 
 _MOST_PERCENT = 1000
+_LOWEST = {"ssimulacra2": -100}
+"""Lowest value drawn of a metric that has no lower bound, so that one hopeless codec does not flatten all others."""
 _TICKS_KBPS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
@@ -43,7 +45,8 @@ def curves(study: Study, points: pd.DataFrame, conditions: str, paper: Paper = A
         )
         for metric, axis in zip(study.metrics, axes.ravel(), strict=False):
             _draw_codecs(axis, study, points, metric)
-            axis.set_title(f"{METRICS[metric].title}{_better(metric)}", loc="left", fontsize=7.5)
+            lowest = f" > {_LOWEST[metric]}" if _cut_off(axis, metric) else ""
+            axis.set_title(f"{METRICS[metric].title}{lowest}{_better(metric)}", loc="left", fontsize=7.5)
         for axis in axes.ravel()[len(study.metrics) :]:
             axis.set_visible(False)
         shared_legend(figure, axes)
@@ -132,6 +135,14 @@ def _draw_codecs(axis: Any, study: Study, points: pd.DataFrame, column: str) -> 
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("Bitrate [kbit/s]")
+
+
+def _cut_off(axis: Any, metric: str) -> bool:
+    """Leave out of a panel what is beyond all use; say whether that is anything."""
+    if metric not in _LOWEST or axis.get_ylim()[0] >= _LOWEST[metric]:
+        return False
+    axis.set_ylim(bottom=_LOWEST[metric])
+    return True
 
 
 def _better(metric: str) -> str:

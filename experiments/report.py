@@ -220,11 +220,14 @@ def _families(table: pd.DataFrame) -> dict[str, Any]:
 
 def _pictures(view: StudyView) -> dict[str, Any]:
     """Return every figure as a data URL, and why those that are missing are."""
+    from experiments.ladders import missing_text
     from experiments.study_plots import draw_all
 
     drawn, missing = draw_all(view, list(CAPTIONS), wanted=False)
+    texts = {name: text for name, (_, text) in CAPTIONS.items()}
+    texts["rd"] = f"{texts['rd']} {missing_text(view.study, view.found_packages)}".rstrip()
     figures = [
-        {"name": name, "title": CAPTIONS[name][0], "text": CAPTIONS[name][1], "source": _svg(figure)}
+        {"name": name, "title": CAPTIONS[name][0], "text": texts[name], "source": _svg(figure)}
         for name, figure in drawn.items()
     ]
     return {"figures": figures, "left_out": missing}
@@ -249,14 +252,16 @@ def _frames(view: StudyView, videos: Sequence[Path], count: int) -> dict[str, An
     """Return example frames of the packages at hand, or why there are none."""
     if count == 0:
         return {"frames": [], "frame_notes": ["None were asked for."]}
-    from experiments.ladders import find_packages
+    from experiments.ladders import missing_text
     from experiments.report_frames import example_frames
 
-    packages = find_packages(view.study, view.packages)
+    packages = view.found_packages
     if not packages:
         return {"frames": [], "frame_notes": ["The packages are not at hand; --packages names their folder."]}
     config = view.study["provenance"]["config"]
-    return {"frames": example_frames(view.table, packages, config, videos, count), "frame_notes": []}
+    missing = missing_text(view.study, packages)
+    frames = example_frames(view.table, packages, config, videos, count)
+    return {"frames": frames, "frame_notes": [missing] if missing else []}
 
 
 def _origin(view: StudyView, dataset: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments import rd_figures, sweep_figures
 from experiments.dataset import read_study
 from experiments.errors import ExperimentError, UsageError
-from experiments.ladders import ladder_study, require_packages
+from experiments.ladders import find_packages, ladder_study, missing_text
 from experiments.paper import ACM, Paper
 
 
@@ -33,6 +34,11 @@ class StudyView:
         """The metric and threshold of severe distortion."""
         metric, threshold = self.study["settings"].get("severe_rule") or (None, 0.0)
         return metric, float(threshold or 0.0)
+
+    @cached_property
+    def found_packages(self) -> dict[str, Path]:
+        """The study's packages that are at hand, by name."""
+        return find_packages(self.study, self.packages)
 
 
 def open_view(path: Path, where: Sequence[str] = (), **options: Any) -> StudyView:
@@ -65,15 +71,17 @@ def select(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
 
 
 def ladders(view: StudyView) -> Figure:
-    """Draw the rate-distortion curves of a study's packages; ExperimentError if they are not at hand."""
-    found_at = require_packages(view.study, view.packages)
+    """Draw the rate-distortion curves of a study's packages; ExperimentError if none is at hand."""
+    missing = missing_text(view.study, view.found_packages)
+    if not view.found_packages:
+        raise ExperimentError(f"{missing.removesuffix('.')}; name their folder by --packages")
     videos = dict(view.table.drop_duplicates("package")[["package", "video"]].itertuples(index=False))
-    study = ladder_study({name: path for name, path in found_at.items() if name in videos}, videos)
+    study = ladder_study({name: path for name, path in view.found_packages.items() if name in videos}, videos)
     if study.mean_points.empty:
         raise ExperimentError("no video was packaged in every codec, so there is no mean curve")
     clips = int(study.mean_points["clips"].max())
     text = f"Mean of {clips} video{'s' if clips > 1 else ''}, all frames measured; bitrates count every byte on disk."
-    return rd_figures.curves(study, study.mean_points, text, view.paper)
+    return rd_figures.curves(study, study.mean_points, f"{text} {missing}", view.paper)
 
 
 FIGURES: dict[str, Callable[[StudyView], Figure]] = {

@@ -227,17 +227,21 @@ def heat_map(table: pd.DataFrame, by: Sequence[str] = (), paper: Paper = ACM, co
     low, high = sorted((worst, best))
     with paper_style():
         width_in = paper.width_in(1 if len(families) <= 5 else 2)
-        figure, axis = plt.subplots(figsize=(width_in, 0.95 + 0.17 * len(schemes)), layout="constrained")
+        narrow = width_in < 5 and len(families) > 4
+        height_in = (1.3 if narrow else 0.95) + 0.17 * len(schemes)
+        figure, axis = plt.subplots(figsize=(width_in, height_in), layout="constrained")
         image = axis.imshow(means, aspect="auto", cmap="viridis" if upward else "viridis_r", vmin=low, vmax=high)
-        axis.set_xticks(range(len(families)), [_family_label(table, name) for name in families])
-        axis.set_yticks(range(len(schemes)), [one.label for one in schemes])
+        labels = [_family_label(table, name) for name in families]
+        axis.set_xticks(range(len(families)), labels, fontsize=6 if narrow else None)
+        axis.set_yticks(range(len(schemes)), [one.label for one in schemes], fontsize=6 if narrow else None)
         axis.grid(visible=False)
         for (row, position), value in np.ndenumerate(means):
             if np.isfinite(value):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 shade = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
                 axis.text(position, row, f"{value:.{shown.digits}f}", ha="center", va="center", fontsize=6, color=shade)
-        figure.colorbar(image, ax=axis, label=shown.title, fraction=0.05)
+        place = {"location": "top", "shrink": 0.8, "pad": 0.02} if narrow else {"fraction": 0.05}
+        figure.colorbar(image, ax=axis, label=shown.title, **place)  # above, where every column's width counts
         paper.caption(figure, f"{conditions_text(table, keys)} Means over sessions; below each family: its traces.")
     return figure
 

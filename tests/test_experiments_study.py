@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from experiments import dataset, paper_evaluation, plot, report, sweep_report
+from experiments.ladders import missing_text
 from experiments.paper import PAPERS
 from experiments.report_frames import common_rate
 from experiments.schemes import conditions_text, default_by, schemes_of
@@ -235,7 +236,7 @@ def test_every_figure_of_a_study_is_drawn(study: Path, tmp_path: Path, capsys: A
     assert plot.main([str(study), "-o", str(tmp_path), "--format", "pdf"]) == 0
     said = capsys.readouterr()
     assert {path.stem for path in tmp_path.iterdir()} == set(FIGURES) - {"rd"}
-    assert "rd is left out: none of the study's packages is at hand" in said.err
+    assert "rd is left out: 6 of 6 packages are not at hand" in said.err
     for path in tmp_path.iterdir():
         assert b"/Type3" not in path.read_bytes()  # publishers refuse Type 3 fonts
         assert b"/FontFile2" in path.read_bytes()  # embedded TrueType
@@ -343,6 +344,13 @@ def test_the_page_says_how_it_was_run_and_what_failed(page: Path) -> None:
     assert "1 sessions or packages failed" in text
     assert "Prompts are better than H.265 by 0.090" in text
     assert "The packages are not at hand" in text
+
+
+def test_packages_that_are_not_at_hand_are_named() -> None:
+    study = {"packages": dict.fromkeys(("a-vae", "b-vae", "c-vae", "d-vae", "e-prompt"), "0")}
+    assert missing_text(study, dict.fromkeys(study["packages"], Path())) == ""
+    assert missing_text(study, {"e-prompt": Path()}).endswith("changed since: a-vae, b-vae, c-vae and others.")
+    assert missing_text(study, dict.fromkeys([*"ab"], Path())).startswith("5 of 5 packages")
 
 
 def test_a_study_of_one_scheme_makes_a_page_too(tmp_path: Path) -> None:
