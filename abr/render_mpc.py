@@ -14,8 +14,11 @@ is
 
     1 - (1 - exp(-a f / F)) / (1 - exp(-a)),   a = 7.4,
 
-of the range of quality, the form of the temporal factor of Ou, Ma, Liu, Wang (IEEE TCSVT 2011) with one a for all
-content: 0.02 at half, 0.08 at a third, 0.33 at 4.5 of 30 frames/s.
+of the range of quality: 0.02 at half, 0.08 at a third, 0.33 at 4.5 of 30 frames/s. The form, an inverted falling
+exponential of the frame rate, is that of the temporal correction factor in Ou, Ma, Liu, Wang, "Perceptual Quality
+Assessment of Video Considering Both Frame Rate and Quantization Artifacts", IEEE TCSVT 21(3), 2011. There it multiplies
+the quality of the frames and its parameter depends on the content (both so in the abstract, all that could be checked);
+here it is subtracted, and one a, a setting of ours that no source was found for, serves all content.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from abr.throughput import Estimator
 TIGHT = 0.5
 """Share of the device's time above which a cheaper mode is weighed too; below, rendering asks for no fewer frames."""
 TEMPORAL = 7.4
-"""a: how soon more frames stop to matter."""
+"""a: how soon more frames stop to matter; ours, see above."""
 
 
 def best_render_plan(
