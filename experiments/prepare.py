@@ -26,6 +26,7 @@ from packager.settings import NOT_IN_BYTES, BuildConfig, parse_size
 from player.codecs import PROMPT, VAE
 from player.digests import file_sha256, folder_sha256
 from player.generator import find_folder, load_generator, resolve_device
+from player.latents import find_autoencoder
 from player.manifest import Manifest
 from player.presentation import MANIFEST_NAME, Presentation
 from player.quality.embedded import WEIGHTS_FILE, EmbeddedLpips
@@ -138,6 +139,8 @@ def _generator_part(codec: str, config: BuildConfig) -> object:
             if parse_size(config.size) is None
             else None
         )
+    if codec == VAE:
+        return [folder_sha256(find_folder(config.generator)), folder_sha256(find_autoencoder(config.generator))]
     return folder_sha256(find_folder(config.generator))
 
 

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", help="steps of the four stages, comma-separated; 0 leaves one out")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="an earlier export to begin from")
+    parser.add_argument("--latent-noise", metavar="LOW,HIGH", help="half-width of the noise on stage 1's latents")
     parser.add_argument("--size", type=int, help="side of a frame in pixels, a multiple of 32")
     parser.add_argument("--rank", type=int, help="largest rank")
     parser.add_argument("--limit", type=int, help="read at most this many pictures")
@@ -62,6 +63,11 @@ def main(argv: list[str] | None = None) -> int:
             if len(steps) != 4:
                 raise ValueError(f"--steps {arguments.steps}: expected four numbers")
             config.steps = steps
+        if arguments.latent_noise:
+            low, high = (float(part) for part in arguments.latent_noise.split(","))
+            if not 0 < low <= high:
+                raise ValueError(f"--latent-noise {arguments.latent_noise}: expected 0 < LOW <= HIGH")
+            config.latent_noise = (low, high)
         config.crop = min(config.crop, config.size)
         device = resolve_device(arguments.device)
         training, held = load_pictures(arguments.images, limit=arguments.limit)

@@ -41,6 +41,9 @@ class TrainConfig:
     """D, the width of an embedding."""
     latent_channels: int = 32
     unet_widths: tuple[int, int] = (96, 128)
+    latent_noise: tuple[float, float] = (0.15, 0.15)
+    """Stage 1: half-width of the uniform noise on the latents of unit variance, drawn between these for each picture by
+    its logarithm: room for quantization. The codec `vae` quantizes in steps of up to 2."""
     u_step: float = 0.25
     """Quantization step of U that training imitates by noise."""
     rate_weight: tuple[float, float, float, float] = (0.0, 0.02, 0.004, 0.004)

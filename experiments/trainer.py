@@ -25,7 +25,6 @@ from player.autoencoder import count_parameters
 log = logging.getLogger(__name__)
 
 STAGES = ("autoencoder", "latent", "joint", "adversarial")
-_LATENT_NOISE = 0.15  # half-width of the uniform noise on unit-variance latents in stage 1: room for quantization
 
 
 def _octaves(rank: int) -> list[int]:
@@ -58,14 +57,16 @@ class Trainer:
 
     # -- losses of the stages -------------------------------------------------------------------------------------
 
-    def _noise(self, values: Tensor, half_width: float) -> Tensor:
+    def _noise(self, values: Tensor, half_width: float | Tensor) -> Tensor:
         return values + (torch.rand_like(values) * 2 - 1) * half_width
 
     def autoencoder_loss(self) -> tuple[Tensor, dict[str, float]]:
         """Stage 1: frames through latents and back."""
         config = self.config
         frames = self.training.crops(config.batch[0], config.crop, self.rng).to(self.device)
-        latents = self._noise(self.models.encoder.latents(frames), _LATENT_NOISE)
+        low, high = config.latent_noise
+        half_width = low * (high / low) ** torch.rand(len(frames), 1, 1, 1, device=self.device)
+        latents = self._noise(self.models.encoder.latents(frames), half_width)
         loss = frame_loss(self.models.generator.decoder(latents).float(), frames).mean()
         return loss, {"pixel": loss.item()}
 

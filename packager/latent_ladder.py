@@ -34,6 +34,7 @@ _STEPS_PER_OCTAVE = 16
 _FINEST, _COARSEST = (octave * _STEPS_PER_OCTAVE for octave in (-10, 4))  # of latents of about unit variance
 _JUDGED_EVERY = 5  # frames by whose error the scale is chosen
 _WARN_FROM = 0.1  # a bitrate further off the target is said in a warning
+_LEAST_PSNR_DB = 15.0  # of a frame whose latents were hardly quantized; an encoder of another decoder stays below 11
 _LATENT_TYPE = np.float16  # on disk while building
 
 
@@ -173,8 +174,22 @@ class _Plan:
         for segment, frames in enumerate(cut_segments(self._frames(), self._stream.segment_frames)):
             for scale in SCALES:
                 np.save(self._path(scale, segment), encode_scaled(self._autoencoder, frames, self._info(scale, 0)))
+            if segment == 0:
+                self._check_halves(frames[:1])
             self._segments, self._count = segment + 1, self._count + len(frames)
             self._progress(0.3 * min(1.0, self._count / total) if total else 0.0)
+
+    def _check_halves(self, frame: np.ndarray) -> None:
+        """Warn if the autoencoder does not give back a frame [1, H, W, 3]: then no bitrate will."""
+        info = self._info(1, _FINEST)
+        codes = quantize(np.load(self._path(1, 0))[:1], info.step)
+        error = np.square(render_codes(info, codes, self._autoencoder) - frame.astype(np.float64)).mean()
+        psnr_db = 10 * math.log10(255**2 / max(error, 1e-9))
+        if psnr_db < _LEAST_PSNR_DB:
+            log.warning(
+                "autoencoder %s gives the first frame back at %.1f dB before any quantization: do its encoder and its "
+                "decoder belong together?", self._autoencoder.id, psnr_db,
+            )  # fmt: skip
 
     def _candidate(self, scale: int, rate_bps: int) -> tuple[int, int]:
         wanted_bytes = rate_bps * self._duration_s / 8

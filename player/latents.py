@@ -1,7 +1,9 @@
 """The codec `vae`: an autoencoder's latents of every frame, quantized. Loads autoencoders, and decodes their streams.
 
 An autoencoder is the `vae/` part of a generator's folder or such a folder itself: `AutoencoderTiny` or `AutoencoderKL`
-of diffusers, or this project's `LatentDecoder`, whose encoder lies beside it in `encoder/latent_encoder/`.
+of diffusers, or this project's `LatentDecoder`, whose encoder lies beside it in `encoder/latent_encoder/`. `embedded`
+has weights of its own (`weights/embedded_vae`): the embedded generator's decoder was trained on from where its encoder
+stood, behind the UNet, and decodes that encoder's latents no longer.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from torch import Tensor, nn
 
 from player.autoencoder import LatentDecoder, LatentEncoder
 from player.errors import DecodeError, GeneratorError, GeneratorMismatchError
-from player.generator import find_folder, resolve_device
+from player.generator import EMBEDDED, find_folder, resolve_device
 from player.latent_stream import LatentInfo, read_init, read_segment
 from player.pixels import to_pixels
 
+EMBEDDED_AUTOENCODER = Path(__file__).parent / "weights" / "embedded_vae"
 _BATCH = 16  # frames at a time, which bounds memory
 _CLASSES = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL, "LatentDecoder": LatentDecoder}
 
@@ -78,6 +81,11 @@ class Autoencoder(nn.Module):
         return self.model.decode(latents / self.model.config.scaling_factor, return_dict=False)[0]
 
 
+def find_autoencoder(spec: str) -> Path:
+    """Return the local folder of what `load_autoencoder` loads; GeneratorError if there is none."""
+    return EMBEDDED_AUTOENCODER if spec == EMBEDDED else find_folder(spec)
+
+
 def load_autoencoder(spec: str, *, device: str = "auto") -> Autoencoder:
     """Load an autoencoder.
 
@@ -88,7 +96,7 @@ def load_autoencoder(spec: str, *, device: str = "auto") -> Autoencoder:
     Raises:
         GeneratorError: nothing of that name, files missing or damaged, or another kind of model.
     """
-    folder = find_folder(spec)
+    folder = find_autoencoder(spec)
     vae = folder / "vae" if (folder / "vae").is_dir() else folder
     try:
         name = json.loads((vae / "config.json").read_text()).get("_class_name")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from skimage.data import astronaut, chelsea
 
 from packager import latent_ladder
 from packager.errors import BuildError
@@ -18,6 +19,7 @@ from packager.video import iter_segments, write_h264
 from player.decoder import create_decoder, load_model
 from player.errors import DecodeError, GeneratorError, GeneratorMismatchError
 from player.latents import load_autoencoder
+from player.pixels import from_pixels, to_pixels
 from player.presentation import Presentation
 
 CONFIG = BuildConfig(bitrates_bps=[9_000, 12_000], metrics=["psnr_db"], device="cpu", segment_s=0.5)
@@ -95,6 +97,21 @@ def test_autoencoders_of_diffusers_serve(kind, video, tmp_path):
     assert presentation.bitrate_bps[0] < 60_000
     with pytest.raises(BuildError, match="size=auto"):
         build_latents(video, tmp_path / "auto", replace(config, size="auto"))
+
+
+def test_the_embedded_autoencoder_gives_frames_back():
+    frames = np.stack([picture[:256, 128:384] for picture in (astronaut(), chelsea())])
+    autoencoder = load_autoencoder("embedded", device="cpu")
+    back = to_pixels(autoencoder.decode(autoencoder.encode(from_pixels(frames)))).numpy()
+    psnr_db = 10 * np.log10(255**2 / np.square(back - frames.astype(float)).mean(axis=(1, 2, 3)))
+    assert psnr_db.min() > 20
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_halves_that_do_not_belong_together_are_told(random, video, tiny_folder, tmp_path, caplog):
+    generator = str(tiny_folder) if random else "embedded"
+    build_latents(video, tmp_path, replace(CONFIG, generator=generator, size="64", bitrates_bps=[40_000]))
+    assert ("do its encoder and its decoder belong together?" in caplog.text) == random
 
 
 def test_another_autoencoder_is_refused(package, tmp_path):
