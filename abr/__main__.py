@@ -13,6 +13,8 @@ from typing import Any
 from abr.base import Buffered, Ladder, Observation, ThroughputSample
 from abr.errors import AbrError, ObservationError
 from abr.registry import create_abr, known_names, known_options
+from abr.render_aware import RenderAware
+from abr.render_mpc import RenderMpc
 from abr.rendering import Rendering
 
 
@@ -58,6 +60,8 @@ def _explain(name: str, path: Path) -> str:
             found, last = observation.segment_index, ladder.segments - 1
             raise ObservationError(f"{path}: segment_index {found}, but 0..{last} exist")
         controller = create_abr(name, ladder, buffer_capacity_s=observation.buffer_capacity_s, **options)
+        if ladder.rendering is not None and not isinstance(controller, RenderMpc):
+            controller = RenderAware(controller, ladder)  # as runs do
         decision = dataclasses.asdict(controller.choose(observation))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ObservationError(f"{path}: not JSON: {error}") from error

@@ -202,6 +202,10 @@ def test_a_decision_under_rendering_costs_can_be_explained(tmp_path, capsys):
     path.write_text(json.dumps({"ladder": ladder, "observation": seen}))
     assert main(["explain", "quality_mpc", str(path)]) == 0
     assert json.loads(capsys.readouterr().out)["mode"] == 1
+    assert main(["explain", "bola", str(path)]) == 0  # any other controller under the device's speed
+    explained = json.loads(capsys.readouterr().out)
+    assert explained["mode"] == 1
+    assert "half: renders in 1.50 s, limit 1.90 s" in explained["reason"]
     ladder["rendering"]["passes_per_s"] = 0
     path.write_text(json.dumps({"ladder": ladder, "observation": seen}))
     assert main(["explain", "quality_mpc", str(path)]) == 1
