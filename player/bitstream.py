@@ -10,13 +10,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 
-from player.chain import Chain, unpack_chain
+from player.chain import unpack_chain
 from player.entropy import CodesDecoder, CodesEncoder, Layout
 from player.errors import BitstreamError
 from player.mp4 import (
@@ -24,114 +23,17 @@ from player.mp4 import (
     split_segments,
     write_fragment_head,
 )
+from player.prompt_stream import MAX_RANK as MAX_RANK
+from player.prompt_stream import MAX_SEGMENT_CODES as MAX_SEGMENT_CODES
+from player.prompt_stream import KeyPrompt as KeyPrompt
+from player.prompt_stream import Segment as Segment
+from player.prompt_stream import StreamInfo as StreamInfo
 from player.sample import FORMAT_VERSION, V_SHARED, BaseHeader, HeaderReader, write_header
 from player.sealed import CRC, read_sealed_init, write_sealed_init
 
 SCHEME_URI = "tag:promptdash,2026:prompt:1"
-MAX_RANK = 4096
-MAX_SEGMENT_CODES = 1 << 22  # codes of one segment; bounds the memory and the time that hostile bytes can cost a reader
 _INFO = struct.Struct(">BBHHHIIHHHHIIHHB")  # docs/format.md, "StreamInfo"
 _CHAINED = 1  # flag: latents are carried from segment to segment
-
-
-@dataclass(frozen=True)
-class StreamInfo:
-    """What every segment of one representation shares; carried by the init segment.
-
-    The prompt of a key frame is u = u_scale * u_codes [L, r], v = v_scale * v_codes [r, D]; its embedding is the
-    generator's base plus u v / sqrt(norm_rank).
-    """
-
-    generator_id: str  # the generator that the prompts were fitted to
-    tokens: int  # L, rows of the embedding
-    width: int  # D, columns of the embedding
-    rank: int  # r of this representation, together with those that it depends on
-    norm_rank: int  # rank of the whole nested fit, the same in every prefix of it
-    frame_width: int  # pixels of a generated frame
-    frame_height: int
-    display_width: int  # pixels shown: the centred crop of the generated frame
-    display_height: int
-    fps: Fraction  # frames per second; the timescale is its numerator, a frame lasts its denominator
-    grid_height: int = 0  # the tokens' layout in rows, grid_height * grid_width == tokens; 0, 0: no layout
-    grid_width: int = 0
-    base_rank: int = 0  # components that another representation carries; 0: this one stands alone
-    chain: Chain | None = None  # segments build on each other and decode in order only; None: each stands alone
-
-    def __post_init__(self) -> None:
-        _check_info(self)
-
-
-@dataclass(frozen=True, eq=False)
-class KeyPrompt:
-    """A quantized prompt at one frame of a segment; value = scale * code."""
-
-    frame_offset: int  # frame of the segment, 0-based
-    u: np.ndarray  # [L, r] int16
-    v: np.ndarray  # [r, D] int16
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, KeyPrompt):
-            return NotImplemented
-        same = self.frame_offset == other.frame_offset
-        return same and np.array_equal(self.u, other.u) and np.array_equal(self.v, other.v)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """The key prompts of one segment; the first stands at frame 0, the last at frame T - 1.
-
-    The last may stand at T instead: it is the next segment's first, and here only interpolated towards.
-    """
-
-    frames: int  # T
-    u_scale: np.ndarray  # float32, finite: [r], or [K, r] if key prompts differ
-    v_scale: np.ndarray  # likewise
-    keys: tuple[KeyPrompt, ...]
-    motion: np.ndarray | None = None  # [K - 1, 2, rows, columns] int16 codes of the motion between key prompts
-
-    def __post_init__(self) -> None:
-        _check_segment(self)
-
-    @property
-    def rank(self) -> int:
-        """r, the number of components of every key prompt."""
-        return self.u_scale.shape[-1]
-
-    @property
-    def u_scales(self) -> np.ndarray:
-        """The scale of every code of U [K, L, r]: float32 [K, 1, r]."""
-        return np.broadcast_to(self.u_scale, (len(self.keys), self.rank))[:, None, :]
-
-    @property
-    def v_scales(self) -> np.ndarray:
-        """The scale of every code of V [K, r, D]: float32 [K, r, 1]."""
-        return np.broadcast_to(self.v_scale, (len(self.keys), self.rank))[:, :, None]
-
-    def truncate(self, rank: int) -> Segment:
-        """Return the segment of the first `rank` components, the lower rank of a nested fit."""
-        if not 1 <= rank <= self.rank:
-            raise BitstreamError(f"rank {rank} of a segment of rank {self.rank}, expected 1 to {self.rank}")
-        keys = tuple(
-            KeyPrompt(k.frame_offset, np.ascontiguousarray(k.u[:, :rank]), np.ascontiguousarray(k.v[:rank]))
-            for k in self.keys
-        )
-        return Segment(self.frames, self.u_scale[..., :rank].copy(), self.v_scale[..., :rank].copy(), keys, self.motion)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Segment):
-            return NotImplemented
-        return (
-            self.frames == other.frames
-            and self.keys == other.keys
-            and np.array_equal(self.u_scales, other.u_scales)
-            and np.array_equal(self.v_scales, other.v_scales)
-            and (self.motion is None) == (other.motion is None)
-            and (self.motion is None or other.motion is None or np.array_equal(self.motion, other.motion))
-        )
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def write_init(info: StreamInfo) -> bytes:
@@ -329,65 +231,6 @@ def _unpack_info(data: bytes) -> StreamInfo:
         base_rank=base_rank,
         chain=unpack_chain(data[end:]) if flags else None,
     )
-
-
-def _check_info(info: StreamInfo) -> None:
-    limits = {"tokens": 1 << 20, "width": 1 << 20, "rank": MAX_RANK, "norm_rank": MAX_RANK}
-    limits |= dict.fromkeys(("frame_width", "frame_height", "display_width", "display_height"), 0xFFFF)
-    for name, limit in limits.items():
-        value = getattr(info, name)
-        if not isinstance(value, int) or not 1 <= value <= limit:
-            raise BitstreamError(f"stream description: {name} {value!r}, expected a whole number from 1 to {limit}")
-    if info.rank * (info.tokens + info.width) > MAX_SEGMENT_CODES:
-        raise BitstreamError(f"stream description: {info.rank} x ({info.tokens} + {info.width}) codes a key prompt")
-    if not isinstance(info.base_rank, int) or not 0 <= info.base_rank < info.rank:
-        raise BitstreamError(f"stream description: base rank {info.base_rank!r}, expected 0 to {info.rank - 1}")
-    if info.chain and info.base_rank:
-        raise BitstreamError("stream description: a chained stream cannot be a layer on top of another")
-    if info.display_width > info.frame_width or info.display_height > info.frame_height:
-        raise BitstreamError(
-            f"stream description: {info.display_width}x{info.display_height} shown of a frame of "
-            f"{info.frame_width}x{info.frame_height}"
-        )
-    fps = info.fps
-    if not isinstance(fps, Fraction) or fps <= 0 or max(fps.numerator, fps.denominator) >= 1 << 32:
-        raise BitstreamError(f"stream description: frame rate {fps!r}, expected a positive Fraction of 32-bit numbers")
-    rows, columns = info.grid_height, info.grid_width
-    if (rows, columns) != (0, 0) and (min(rows, columns) < 1 or rows * columns != info.tokens):
-        raise BitstreamError(f"stream description: a {rows} x {columns} grid of {info.tokens} tokens")
-    if max(rows, columns) > 0xFFFF:
-        raise BitstreamError(f"stream description: a {rows} x {columns} grid, expected sides under 65536")
-    if not isinstance(info.generator_id, str) or not 1 <= len(info.generator_id.encode()) <= 255:
-        raise BitstreamError(f"stream description: generator id {info.generator_id!r}, expected 1 to 255 bytes")
-
-
-def _check_segment(segment: Segment) -> None:
-    if not segment.keys:
-        raise BitstreamError("a segment without key prompts")
-    K, rank = len(segment.keys), segment.u_scale.shape[-1] if segment.u_scale.ndim else 0
-    for name, scale in (("u_scale", segment.u_scale), ("v_scale", segment.v_scale)):
-        if scale.shape not in ((rank,), (K, rank)) or scale.dtype != np.float32 or not np.isfinite(scale).all():
-            raise BitstreamError(
-                f"{name}: {scale.dtype} {list(scale.shape)}, expected finite float32 [{rank}] or [{K}, {rank}]"
-            )
-    offsets = [key.frame_offset for key in segment.keys]
-    rising = all(a < b for a, b in pairwise(offsets))
-    if offsets[0] != 0 or segment.frames - offsets[-1] not in (0, 1) or not rising or segment.frames < 1:
-        raise BitstreamError(
-            f"key prompts at frames {offsets[:8]}, expected to rise from 0 to {segment.frames - 1} or {segment.frames}"
-        )
-    L, D = len(segment.keys[0].u), segment.keys[0].v.shape[-1]
-    for key in segment.keys:
-        if key.u.shape != (L, rank) or key.v.shape != (rank, D) or {key.u.dtype, key.v.dtype} != {np.dtype(np.int16)}:
-            raise BitstreamError(
-                f"key prompt at frame {key.frame_offset}: u {key.u.dtype} {list(key.u.shape)}, v {key.v.dtype} "
-                f"{list(key.v.shape)}, expected int16 [{L}, {rank}] and [{rank}, {D}]"
-            )
-    motion = segment.motion
-    if motion is not None and (
-        motion.dtype != np.int16 or motion.ndim != 4 or motion.shape[:2] != (K - 1, 2) or not motion.size
-    ):
-        raise BitstreamError(f"motion {motion.dtype} {list(motion.shape)}, expected int16 [{K - 1}, 2, rows, columns]")
 
 
 def _check_chain(infos: Sequence[StreamInfo]) -> None:
