@@ -89,9 +89,7 @@ class SlowStartEstimator:
         evidence, window = self._evidence(recent, trips, first=self._mean.first(len(recent)))
         if now_s - recent[-1].finish_s > self.path.idle_restart_s:
             window = self.path.initial_window_packets
-        # Ages from the latest transfer: only their differences matter, and after a long pause none may underflow to 0.
-        ages_s = np.array([recent[-1].finish_s - sample.finish_s for sample in recent])
-        rate_bps, is_bound = _pool(evidence, self._mean.weights(ages_s))
+        rate_bps, is_bound = _pool(evidence, self._mean.weights_of(recent))
         if rate_bps == 0:  # nothing but lone packets: one packet came within the first-byte time
             rate_bps, is_bound = 8 * recent[-1].size_bytes / max(trips.least_s, self.path.resolution_s), True
         return RateEstimate(rate_bps, is_bound, trips.typical_s, window, self.path)
@@ -113,28 +111,30 @@ class SlowStartEstimator:
         sizes = [sample.size_bytes for sample in samples[start:first]]
         window = window_after(path, *sizes, window_packets=path.initial_window_packets)
         before_s = samples[first].request_s
+        header_bytes, mss_bytes, least_s = path.header_bytes, path.mss_bytes, trips.least_s
         for sample in samples[first:]:
             if sample.request_s - before_s > path.idle_restart_s:
                 window = path.initial_window_packets
             size_bytes, spread_s = sample.size_bytes, sample.finish_s - sample.first_byte_s
-            if path.packets(size_bytes) <= window:
+            if size_bytes + header_bytes <= window * mss_bytes:  # one round
                 item = undivided(path, size_bytes, spread_s)
             else:
                 rtt_s, error_s = trips.typical_s, trips.error_s
                 item = split_spread(path, size_bytes, spread_s, window_packets=window, rtt_s=rtt_s, rtt_error_s=error_s)
-            evidence.append(self._with_silence(item, sample.first_byte_s - sample.request_s, trips.least_s))
+            late_s = sample.first_byte_s - sample.request_s - least_s
+            if late_s > 2 * least_s + 2 * path.resolution_s:
+                item = self._with_silence(item, late_s, least_s)
+            evidence.append(item)
             window = window_after(path, size_bytes, window_packets=window)
             before_s = sample.finish_s
         return evidence, window
 
-    def _with_silence(self, item: SpreadEvidence, first_byte_s: float, least_s: float) -> SpreadEvidence:
+    def _with_silence(self, item: SpreadEvidence, late_s: float, least_s: float) -> SpreadEvidence:
         """Count a first byte that came far too late as an outage: one packet took that long to cross the link.
 
-        Two round trips more than the least may be a handshake (TCP and TLS 1.3) and are no outage.
+        Two round trips more than the least may be a handshake (TCP and TLS 1.3) and are no outage, nor is what slow
+        packets explain.
         """
-        late_s = first_byte_s - least_s
-        if late_s <= 2 * least_s + 2 * self.path.resolution_s:
-            return item
         packet_bits = self.path.packet_bits()
         packet_s = packet_bits * max(item.busy_s, 0.0) / item.bits if item.bits else 0.0
         if late_s <= 2 * least_s + 2 * max(packet_s, self.path.resolution_s):
@@ -173,7 +173,7 @@ class NaiveEstimator:
             rate_bps = len(rates_bps) / float(np.sum(1 / rates_bps))
         else:
             ages_s = np.append(np.cumsum(spent_s[::-1])[::-1][1:], 0.0)  # download seconds since each transfer
-            weights = [row * spent_s for row in self._mean.weights(ages_s)]
+            weights = [row * spent_s for row in self._mean.halved(ages_s)]
             rate_bps = min(float(row @ rates_bps / row.sum()) for row in weights)
         return RateEstimate(rate_bps, False, 0.0, self.path.initial_window_packets, self.path)
 
@@ -292,10 +292,15 @@ class _Mean:
         """Return the first of `count` transfers that has a weight."""
         return max(count - self.window, 0) if self.kind == "harmonic" else 0
 
-    def weights(self, ages_s: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        """Return one row of weights [n] for the harmonic mean, two for the exponential ones."""
+    def weights_of(self, recent: Sequence[ThroughputSample]) -> list[NDArray[np.float64]]:
+        """Return the weights of transfers by session time: one row [n] for the harmonic mean, two exponential ones."""
         if self.kind == "harmonic":
-            return [self._latest[HISTORY - len(ages_s) :]]
+            return [self._latest[HISTORY - len(recent) :]]
+        # Ages from the latest transfer: only their differences matter, and after a long pause none may underflow to 0.
+        return self.halved(np.array([recent[-1].finish_s - sample.finish_s for sample in recent]))
+
+    def halved(self, ages_s: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Return two rows of weights [n] that halve every half-life, a fast and a slow one."""
         return [0.5 ** (ages_s / half_life_s) for half_life_s in self.half_lives_s]
 
 
@@ -309,7 +314,7 @@ def _pool(evidence: list[SpreadEvidence], rows: list[NDArray[np.float64]]) -> tu
     skipped = count - len(evidence)
     table = np.zeros((count, 3))
     table[skipped:] = [(item.bits, item.busy_s, item.noise_s) for item in evidence]
-    squares = table[:, 2] ** 2
+    squares = table[:, 2] * table[:, 2]
     lone = [index for index, item in enumerate(evidence) if item.is_bound]
     measured: list[float] = []
     bounds = [0.0]
@@ -323,7 +328,7 @@ def _pool(evidence: list[SpreadEvidence], rows: list[NDArray[np.float64]]) -> tu
                     item = evidence[index]
                     bounds.append(item.bits / (item.busy_s + item.noise_s))
         bits, busy_s = float(weights.dot(table[:, 0])), float(weights.dot(table[:, 1]))
-        noise_s = math.sqrt(float((weights**2).dot(squares)))
+        noise_s = math.sqrt(float((weights * weights).dot(squares)))
         if bits == 0:
             continue
         if busy_s > 0 and noise_s <= NOISE_RATIO * busy_s:
