@@ -228,7 +228,8 @@ def heat_map(table: pd.DataFrame, by: Sequence[str] = (), paper: Paper = ACM, co
     with paper_style():
         width_in = paper.width_in(1 if len(families) <= 5 else 2)
         narrow = width_in < 5 and len(families) > 4
-        height_in = (1.3 if narrow else 0.95) + 0.17 * len(schemes)
+        above = narrow or len(schemes) < 8  # the colour bar: where width counts, or where its title is taller than rows
+        height_in = (1.3 if above else 0.95) + 0.17 * len(schemes)
         figure, axis = plt.subplots(figsize=(width_in, height_in), layout="constrained")
         image = axis.imshow(means, aspect="auto", cmap="viridis" if upward else "viridis_r", vmin=low, vmax=high)
         labels = [_family_label(table, name) for name in families]
@@ -240,8 +241,10 @@ def heat_map(table: pd.DataFrame, by: Sequence[str] = (), paper: Paper = ACM, co
                 red, green, blue, _ = image.cmap(image.norm(value))
                 shade = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
                 axis.text(position, row, f"{value:.{shown.digits}f}", ha="center", va="center", fontsize=6, color=shade)
-        place = {"location": "top", "shrink": 0.8, "pad": 0.02} if narrow else {"fraction": 0.05}
-        figure.colorbar(image, ax=axis, label=shown.title, **place)  # above, where every column's width counts
+        place = {"location": "top", "shrink": 0.8, "pad": 0.02} if above else {"fraction": 0.05}
+        if above and not narrow:
+            place |= {"aspect": 60, "shrink": 0.6, "pad": 0.05}
+        figure.colorbar(image, ax=axis, label=shown.title, **place)
         paper.caption(figure, f"{conditions_text(table, keys)} Means over sessions; below each family: its traces.")
     return figure
 
