@@ -25,6 +25,7 @@ class Forward:
         self.generator, self.dtype = generator, descent_dtype(config.autocast, generator.device)
         self.at_once = config.frames_at_once
         """Most frames that pass the generator together; 0: all."""
+        self._halved = False
         self._descend = compiled(generator.generate, config.compile)
 
     def descent(self, embeddings: Tensor) -> Tensor:
@@ -42,14 +43,15 @@ class Forward:
         return torch.cat([self.generator.generate(part) for part in parts]).float()
 
     def shrink(self, count: int, error: torch.OutOfMemoryError) -> None:
-        """Let half of `count` frames pass together from now on, once; raise BuildError the second time."""
+        """Let half of a step's `count` frames pass together from now on, once; the second time raise BuildError."""
         device = self.generator.device
-        if self.at_once or count == 1:
+        count = min(self.at_once or count, count)
+        if self._halved or count == 1:
             raise BuildError(
-                f"the fit ran out of memory on {device} with {self.at_once or 1} frames at once; give a smaller "
+                f"the fit ran out of memory on {device} with {count} frames at once; give a smaller "
                 "fit.frames_at_once (--frames-at-once), or free memory"
             ) from error
-        self.at_once = (count + 1) // 2
+        self._halved, self.at_once = True, (count + 1) // 2
         log.warning("%s ran out of memory; fitting %d frames at once from now on", device, self.at_once)
 
 
