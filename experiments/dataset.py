@@ -92,7 +92,11 @@ def open_study(
         return
     study = read_study(folder)
     held = study["settings"]
-    differing = sorted(name for name in {*held, *settings} if held.get(name) != settings.get(name))
+    differing = [
+        _difference(name, held.get(name), settings.get(name))
+        for name in sorted({*held, *settings})
+        if held.get(name) != settings.get(name)
+    ]
     changed = sorted(name for name, sha256 in packages.items() if study["packages"].get(name, sha256) != sha256)
     if changed:
         differing.append(f"package {changed[0]}")
@@ -102,6 +106,16 @@ def open_study(
     if provenance not in (study["provenance"], *study["resumed"]):
         study["resumed"].append(dict(provenance))
     write_json(path, study)
+
+
+def _difference(name: str, held: Any, wanted: Any) -> str:
+    """Return what differs, the setting as the study holds it and as it is wanted now."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        key = next(key for key in sorted({*held, *wanted}) if held.get(key) != wanted.get(key))
+        return f"{name} ({key} {held.get(key)}, not {wanted.get(key)})"
+    title = "swept keys" if name == "swept" else name
+    there, here = (", ".join(value) or "none" if name == "swept" else str(value) for value in (held, wanted))
+    return f"{title} ({there}; not {here})"
 
 
 def read_study(folder: Path | str) -> dict[str, Any]:

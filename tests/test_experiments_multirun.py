@@ -138,7 +138,7 @@ def test_the_same_command_runs_what_is_missing(package, tmp_path, capsys):
     assert sweep(f"{package},{more}", output, *axes) == 0
     assert len(experiments.load(output)) == 12
     assert sweep(package, output, *axes, "link.delay_ms=50") == 1
-    assert "a study with other link" in capsys.readouterr().err
+    assert "a study with other link (delay_ms 20.0, not 50.0);" in capsys.readouterr().err
     (more / "high" / "seg-00001.m4s").write_bytes(b"t" * SIZES["high"][0])
     assert sweep(more, output, *axes) == 1
     assert "other package clip-h265" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_the_same_command_goes_on_where_it_stopped(package, tmp_path, capsys):
     assert "1 sessions there, 1 to run" in capsys.readouterr().err
     assert sorted(experiments.load(output)["abr"]) == ["bba", "bola"]
     assert run(package, output, "trace=umts/1", "abr=bola", "player.buffer_s=9") == 1
-    assert "a study with other player" in capsys.readouterr().err
+    assert "a study with other player (buffer_s 20.0, not 9.0);" in capsys.readouterr().err
 
 
 def test_a_failed_session_does_not_sink_the_rest(package, tmp_path, capsys):
