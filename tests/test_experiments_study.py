@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments import dataset, paper_evaluation, plot, report, sweep_report
 from experiments.ladders import missing_text
-from experiments.paper import PAPERS
+from experiments.paper import PAPERS, grouped_legend
 from experiments.report_frames import common_rate
 from experiments.schemes import conditions_text, default_by, schemes_of
 from experiments.study_plots import FIGURES, select
@@ -107,6 +109,14 @@ def test_a_controller_keeps_its_colour_whoever_is_beside_it(table: pd.DataFrame)
     alone = schemes_of(one[one["abr"] == "bba"], ("abr",))[0]
     beside = next(scheme for scheme in schemes_of(one, ("abr",)) if scheme.label == "bba")
     assert alone.color == beside.color
+
+
+def test_groups_of_a_legend_begin_columns_of_their_own() -> None:
+    figure = Figure(figsize=(3.33, 2))
+    codecs = {name: Line2D([], []) for name in ("Prompts", "H.265", "AV1", "VAE")}
+    grouped_legend(figure, [codecs, {name: Line2D([], []) for name in ("bola", "throughput", "robustmpc")}])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [*codecs, "", "", "bola", "throughput", "robustmpc"]  # three rows, filled column by column
 
 
 def test_the_small_print_counts_what_is_pooled(table: pd.DataFrame) -> None:
