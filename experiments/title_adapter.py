@@ -53,11 +53,11 @@ def adapter(
         finally:
             restore()
         numbers: dict[str, float] = {"adapter bytes": size}
-        for name in ("lpips_squeeze", "ssimulacra2", "psnr_db"):
-            numbers[f"{name} at rank 16: without"] = anchor[-1][name]
-            numbers[f"{name} with"] = tested[-1][name]
+        for metric in metrics:
+            numbers[f"{metric.name} at rank {LADDER[-1]}: without"] = anchor[-1][metric.name]
+            numbers[f"{metric.name} with"] = tested[-1][metric.name]
         for seconds in _PROGRAMMES_S:
-            for metric in (m for m in metrics if m.name in ("lpips_squeeze", "ssimulacra2")):
+            for metric in (m for m in metrics if m.name != "psnr_db"):
                 key = f"BD-rate {metric.name}, {seconds} s [%]"
                 numbers[key] = _delta(anchor, tested, 8 * size / seconds, metric)
         yield f"low-rank update of rank {rank}", numbers
