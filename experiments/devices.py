@@ -141,6 +141,7 @@ def measure_device(frames: int = 16) -> tuple[float, float]:
     import statistics
     import time
 
+    import numpy as np
     import torch
 
     from player.decoder import load_model
@@ -159,10 +160,10 @@ def measure_device(frames: int = 16) -> tuple[float, float]:
             pictures = generator.generate(embeddings).float()
             to_pixels(pictures)
             passes.append((time.process_time() - began_s) / frames)
-            motion = torch.ones(1, 2, *motion_grid(*pictures.shape[2:]))
-            between = Between(torch.zeros(frames, dtype=torch.int64), torch.linspace(0, 0.9, frames))
+            motion = torch.ones(1, 2, *motion_grid(*pictures.shape[2:]))  # as in a segment: anchors between the keys
+            between = Between.of(np.array([0, frames]), frames, [0, frames // 2, frames])
             began_s = time.process_time()
-            to_pixels(frames_between(pictures[:2], motion, between))
+            to_pixels(frames_between(pictures[:2], motion.expand(2, -1, -1, -1), between))
             warps.append((time.process_time() - began_s) / frames)
     return statistics.median(passes[1:]), statistics.median(warps[1:])  # the first turn warms up
 

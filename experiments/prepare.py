@@ -40,7 +40,9 @@ _SOURCES = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("python", "promptdash", "torch", "diffusers", "av", "numpy", "scikit-image")
 """What fitted, encoded and measured values may depend on."""
 _FIT_SPEED = ("frames_per_step", "frames_at_once", "segments_at_once", "compile")
-_PROMPT_ONLY = frozenset(("ranks", "interval", "preset", "motion", "iterations", "seed", *_FIT_SPEED))
+_PROMPT_ONLY = frozenset(
+    ("ranks", "interval", "top_interval", "start", "layered", "preset", "motion", "iterations", "seed", *_FIT_SPEED)
+)
 """Settings that only prompts are fitted with."""
 _BASELINE_ONLY = frozenset(("bitrates_bps",))
 """Settings that prompts do not read; the generator sets the frame size of every codec."""

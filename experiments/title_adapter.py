@@ -109,9 +109,8 @@ def _adapt(pixels: Tensor, generator: Generator, segment: Segment, rank: int) ->
         out, inside = len(weight), weight[0].numel()
         down = torch.randn(rank, inside, generator=source) / inside**0.5
         factors.append((torch.zeros(out, rank, requires_grad=True), down.requires_grad_(True)))
-    offsets = np.array([key.frame_offset for key in segment.keys])
     motion = dequantize(torch.from_numpy(segment.motion), torch.tensor(MOTION_STEP_PX))
-    between = Between.of(offsets, len(pixels))
+    between = Between.of(segment.offsets, len(pixels), segment.all_anchors)
     latents = {}
     with torch.no_grad():
         for kept in LADDER:

@@ -84,7 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         "--layered", action="store_true", help="each representation holds only what the one below lacks"
     )
     prompts.add_argument(
-        "--interval", type=int, default=defaults.interval, metavar="N", help="frames between key prompts, at most"
+        "--interval", type=int, default=0, metavar="N", help="frames between key prompts, at most (default 20)"
+    )
+    prompts.add_argument(
+        "--top-interval",
+        type=int,
+        default=defaults.top_interval,
+        metavar="N",
+        help="of one representation more of the highest rank (default 10; 0: none)",
     )
     prompts.add_argument(
         "--generator", default=defaults.generator, metavar="ID|DIR", help="embedded (default), a hub id or a folder"
@@ -200,6 +207,7 @@ def _build(options: argparse.Namespace) -> int:
         ray=options.ray,
         ranks=options.ranks,
         interval=options.interval,
+        top_interval=options.top_interval,
         generator=options.generator,
         decoder=options.decoder,
         preset=options.preset,

@@ -33,6 +33,7 @@ from packager.scenes import scene_cuts as scene_cuts
 from packager.start import first_prompts
 from player.bitstream import Segment
 from player.generator import Generator
+from player.motion import motion_anchors
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def frames_in_a_step(config: FitConfig, frames: int) -> int:
     """Return how many frames at most pass the generator in a step of the fit of a segment of `frames` frames."""
     if not config.motion:
         return min(config.frames_per_step, frames)
-    return 2 * min(math.ceil((frames - 1) / config.interval) + 1, frames)  # the key frames, at two ranks
+    return 2 * min(math.ceil((frames - 1) / config.key_interval) + 1, frames)  # the key frames, at two ranks
 
 
 def _tell(progress: Callable[[int, int], None] | None, step: int, config: FitConfig) -> None:
@@ -172,17 +173,19 @@ class _Descent:
     ) -> _Descent:
         """Choose the key frames of frames [T, 3, H, W], and where their prompts and motion start."""
         generator, rank = forward.generator, max(ranks)
-        offsets = key_offsets(len(frames), config.interval, scene_cuts(frames))
+        offsets = key_offsets(len(frames), config.key_interval, scene_cuts(frames))
         if config.motion and config.still_error:
-            offsets = merge_still(frames, offsets, config.still_error)
+            offsets = merge_still(frames, offsets, config.still_error, config.motion_interval)
         u, v = first_prompts(frames[torch.from_numpy(offsets)], generator, encoder, config, rank)
         if config.share_v:
             v = v.mean(dim=0, keepdim=True)
-        motion = nn.Parameter(estimate_motion(frames, offsets)) if config.motion and len(offsets) > 1 else None
-        u = u / generator.step_scale[:rank]
-        return cls(
-            frames, FitState(nn.Parameter(u), nn.Parameter(v), motion, offsets, config, generator), forward, ranks
-        )
+        motion, anchors = None, ()
+        if config.motion and len(offsets) > 1:
+            stops = motion_anchors(offsets, config.motion_interval)
+            anchors = tuple(np.setdiff1d(stops, offsets).tolist())
+            motion = nn.Parameter(estimate_motion(frames, offsets, anchors))
+        u = nn.Parameter(u / generator.step_scale[:rank])
+        return cls(frames, FitState(u, nn.Parameter(v), motion, offsets, anchors, config, generator), forward, ranks)
 
     def draw(self, step: int) -> None:
         """Set the learning rate of a step, and draw its frames and their ranks."""

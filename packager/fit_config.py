@@ -10,17 +10,21 @@ from packager.errors import BuildError
 from packager.start import STARTS
 from player.engine import COMPILE_MODES
 
+_INTERVAL, _PUBLISHED_INTERVAL = 20, 10
+
 
 @dataclass
 class FitConfig:
     """How one segment is fitted."""
 
     preset: str = "fast"
-    interval: int = 10
-    """Frames between key prompts, at most (Promptus, section 4.3: 10)."""
+    interval: int = 0
+    """Frames between key prompts, at most; 0: 20 with motion (docs/RESULTS.md), 10 without (Promptus, section 4.3)."""
+    motion_interval: int = 5
+    """Frames between anchors, at most: from anchor to anchor content moves evenly (player/motion.py)."""
     iterations: int = 30
     """Steps of gradient descent on a segment, at most."""
-    frames_per_step: int = 20
+    frames_per_step: int = 10
     """Frames rendered a step, drawn over the whole segment."""
     learning_rate: float = 0.03
     """Adam's step at the start; quantities are of unit scale."""
@@ -38,9 +42,9 @@ class FitConfig:
     motion: bool = True
     """Render the key frames only, and warp and blend them into the frames between along a motion field that is sent
     with them; without it every frame is rendered from an interpolated prompt (Promptus)."""
-    still_error: float = 1e-3
+    still_error: float = 1e-2
     """With motion: intervals are joined beyond `interval` where the true frames between are met within this mean
-    squared error (36 dB for a range of 2), far below what a prompt costs: still and drawn scenes. 0: never."""
+    squared error (26 dB for a range of 2), near what prompts cost anyway: still and steady scenes. 0: never."""
     share_v: bool = True
     """One V for all key prompts of a segment; its repetition then costs almost no bytes."""
     rate_weight: float = 0.04
@@ -70,7 +74,9 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("interval", "iterations", "frames_per_step", "patience"):
+        if self.interval < 0:
+            raise BuildError(f"fit.interval is {self.interval}, expected 1 or more, or 0 for the usual one")
+        for name in ("motion_interval", "iterations", "frames_per_step", "patience"):
             if getattr(self, name) < 1:
                 raise BuildError(f"fit.{name} is {getattr(self, name)}, expected 1 or more")
         for name in ("learning_rate", "min_learning_rate", "u_step", "v_step"):
@@ -89,6 +95,11 @@ class FitConfig:
             raise BuildError(f"fit.compile is {self.compile}, expected one of {', '.join(COMPILE_MODES)}")
         if not 0 <= self.worst_share < 1:
             raise BuildError(f"fit.worst_share is {self.worst_share}, expected 0 to below 1")
+
+    @property
+    def key_interval(self) -> int:
+        """Frames between key prompts, at most."""
+        return self.interval or (_INTERVAL if self.motion else _PUBLISHED_INTERVAL)
 
 
 FAST = FitConfig()

@@ -26,8 +26,9 @@ class FitState:
 
     u: nn.Parameter  # [K, L, R], in units of the generator's step_scale
     v: nn.Parameter  # [K or 1, R, D]
-    motion: nn.Parameter | None  # [K - 1, 2, rows, columns] in pixels
+    motion: nn.Parameter | None  # [A - 1, 2, rows, columns] in pixels
     offsets: np.ndarray  # [K], frames that carry key prompts
+    anchors: tuple[int, ...]  # frames beside them that motion fields start and end at
     config: FitConfig
     generator: Generator
     losses: Tensor = field(init=False)  # [T], last known loss of each frame
@@ -39,7 +40,8 @@ class FitState:
         self.losses = torch.full((frames,), math.inf, device=device)
         self._weights = interpolation_matrix(self.offsets, frames).to(device)
         if self.motion is not None:
-            self._between = Between.of(self.offsets, frames).to(device)
+            stops = np.sort(np.concatenate([self.offsets, np.array(self.anchors, np.int64)]))
+            self._between = Between.of(self.offsets, frames, stops).to(device)
 
     @property
     def rank(self) -> int:
@@ -135,4 +137,4 @@ class FitState:
         motion = None
         if self.motion is not None:
             motion = quantize(self.motion, torch.tensor(MOTION_STEP_PX, device=self.u.device)).cpu().numpy()
-        return Segment(len(self.losses), u_scale, v_scale, keys, motion)
+        return Segment(len(self.losses), u_scale, v_scale, keys, motion, self.anchors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +25,8 @@ from player.decoder import Decoder, create_decoder
 from player.generator import Generator
 from player.manifest import START_NUMBER
 from player.pixels import from_pixels
+
+_TOP_STILL_ERROR = 0.25  # of the fit's `still_error`: who asks for more key prompts wants fewer of them joined
 
 StepProgress = Callable[[float], None]
 """Called with the share (0 to 1) of the step at hand that is done."""
@@ -99,6 +101,21 @@ class JointCodec(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FittedSegment:
+    """A segment as a ladder of prompts has it."""
+
+    usual: Segment
+    """Of all ranks."""
+    top: Segment | None = None
+    """Of the highest rank, with more key prompts."""
+
+    @property
+    def best(self) -> Segment:
+        """The one of most bytes."""
+        return self.top or self.usual
+
+
 class PromptLadder:
     """Prompts at several ranks or bitrates, all from one nested fit per segment."""
 
@@ -113,6 +130,7 @@ class PromptLadder:
         fit: FitConfig,
         layered: bool = False,
         bitrates_bps: Sequence[int] = (),
+        top_interval: int = 0,
     ) -> None:
         """Make the ladder.
 
@@ -120,6 +138,8 @@ class PromptLadder:
             ranks: of the representations; the largest is that of the fit.
             layered: each representation holds only what the one below lacks.
             bitrates_bps: if given, representations are made for these targets instead, of the fit's rank each.
+            top_interval: frames between the key prompts, at most, of one representation more of the highest rank, with
+                a fit of its own; 0, a layered ladder, or no fewer than the others have: none.
         """
         if max(ranks) > generator.max_rank:
             raise BuildError(f"rank {max(ranks)}: generator {generator.id} has ranks 1 to {generator.max_rank}")
@@ -128,8 +148,13 @@ class PromptLadder:
         self.generator, self.encoder, self.fit_config, self.layered = generator, encoder, fit, layered
         self._ladder = sorted(ranks)
         self.targets_bps = {f"prompt-{short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
+        top = self._ladder[-1]
         by_rank = {f"r{rank:02d}": rank for rank in self._ladder}
-        self.ranks: Mapping[str, int | None] = dict.fromkeys(self.targets_bps, self._ladder[-1]) or by_rank
+        self._top = f"r{top:02d}k{top_interval}" if 0 < top_interval < fit.key_interval and not layered else ""
+        self._top_interval = top_interval
+        if self._top:
+            by_rank[self._top] = top
+        self.ranks: Mapping[str, int | None] = dict.fromkeys(self.targets_bps, top) or by_rank
         self._infos: dict[str, StreamInfo] = {}
         self._segment_frames = 1  # until `prepare` knows
         self._sized: tuple[int, FitConfig] | None = None
@@ -137,6 +162,7 @@ class PromptLadder:
     def identity(self) -> dict[str, Any]:
         choices = {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit_config)}
         return choices | {
+            "top": self._top,
             "layered": self.layered,
             "targets_bps": list(self.targets_bps.values()),
             "format": FORMAT_VERSION,
@@ -172,19 +198,23 @@ class PromptLadder:
         """Return how many segments are best fitted together; on CUDA as many as fit the memory."""
         return self._size()[0]
 
-    def fit(self, frames: np.ndarray, progress: StepProgress) -> Segment:
+    def fit(self, frames: np.ndarray, progress: StepProgress) -> FittedSegment:
         return self.fit_together([frames], progress)[0]
 
-    def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[Segment]:
+    def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[FittedSegment]:
         """Return what `fit` returns for each of several segments, uint8 [T, H, W, 3], fitted at once."""
-        return fit_segments(
-            [from_pixels(_grow(frames, self.generator.native_size)) for frames in segments],
-            self.generator,
-            self.encoder,
-            self._size()[1],
-            ranks=self._ladder,
-            progress=lambda step, steps: progress(step / steps),
-        )
+        frames = [from_pixels(_grow(frames, self.generator.native_size)) for frames in segments]
+        config = self._size()[1]
+        top = replace(config, interval=self._top_interval, still_error=config.still_error * _TOP_STILL_ERROR)
+        fits = [(config, self._ladder), (top, self._ladder[-1:])][: 2 if self._top else 1]
+        fitted = []
+        for number, (config, ranks) in enumerate(fits):
+
+            def told(step: int, steps: int, done: int = number) -> None:
+                progress((done + step / steps) / len(fits))
+
+            fitted.append(fit_segments(frames, self.generator, self.encoder, config, ranks=ranks, progress=told))
+        return [FittedSegment(*parts) for parts in zip(*fitted, strict=True)]
 
     def _size(self) -> tuple[int, FitConfig]:
         """Look at the memory once, in the process that fits."""
@@ -192,14 +222,17 @@ class PromptLadder:
             self._sized = segments_that_fit(self.generator, self.fit_config, self._segment_frames)
         return self._sized
 
-    def encode(self, index: int, fitted: Segment, folder: BuildFolder) -> dict[str, bytes]:
+    def encode(self, index: int, fitted: FittedSegment, folder: BuildFolder) -> dict[str, bytes]:
         place = {"sequence": index + START_NUMBER, "start_frame": index * self._segment_frames}
         if self.targets_bps:
             return {name: self._meet(name, index, fitted, folder, place) for name in self._infos}
         if self.layered:
             infos = list(self._infos.values())
-            return dict(zip(self._infos, write_layers(infos, fitted, **place), strict=True))
-        return {name: write_segment(info, fitted.truncate(info.rank), **place) for name, info in self._infos.items()}
+            return dict(zip(self._infos, write_layers(infos, fitted.usual, **place), strict=True))
+        return {
+            name: write_segment(info, (fitted.best if name == self._top else fitted.usual).truncate(info.rank), **place)
+            for name, info in self._infos.items()
+        }
 
     def dependencies(self, representation: str) -> Sequence[str]:
         names = list(self.ranks)
@@ -211,15 +244,23 @@ class PromptLadder:
     def codecs(self, init: bytes) -> str:
         return "urim"
 
-    def _meet(self, name: str, index: int, segment: Segment, folder: BuildFolder, place: Mapping[str, int]) -> bytes:
+    def _meet(
+        self, name: str, index: int, fitted: FittedSegment, folder: BuildFolder, place: Mapping[str, int]
+    ) -> bytes:
         """Return the segment in what its target leaves after the bytes so far, so that deviations do not add up."""
         info = self._infos[name]
-        frames = place["start_frame"] + segment.frames
+        frames = place["start_frame"] + fitted.usual.frames
         paths = [folder.init_path(name), *(folder.segment_path(name, before) for before in range(index))]
         allowed_bytes = self.targets_bps[name] / 8 * float(frames / info.fps) - sum(
             path.stat().st_size for path in paths
         )
-        return meet_bytes(segment, allowed_bytes, lambda coarse: write_segment(info, coarse, **place))
+
+        def write(coarse: Segment) -> bytes:
+            return write_segment(info, coarse, **place)
+
+        return meet_bytes(
+            fitted.best if len(write(fitted.usual)) <= allowed_bytes else fitted.usual, allowed_bytes, write
+        )
 
 
 class VideoLadder:

@@ -1,7 +1,8 @@
-"""Estimate the motion between key frames, where the fit of a segment starts, and drop key frames it can do without."""
+"""Estimate the motion between anchors, where the fit of a segment starts, and drop key frames it can do without."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -9,36 +10,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from player.motion import Between, frames_between, motion_grid
+from player.motion import Between, frames_between, motion_anchors, motion_grid
 
 # Coarse to fine: (side of the frames in pixels against the full side, steps of descent, step size in full pixels).
 _SCALES = ((1 / 16, 40, 3.0), (1 / 8, 40, 1.5), (1 / 4, 40, 0.7))
+_PATH_SCALES = ((1 / 8, 20, 1.0), (1 / 4, 30, 0.7))  # then along the whole way between key frames
 _SHARES = (0.25, 0.5, 0.75)  # the frames between two key frames that are looked at
 # Mean absolute difference (range 2) that a pixel of difference between neighbouring vectors must win: still or
 # featureless parts then follow what surrounds them.
 _SMOOTHNESS = 1e-3
 
 
-def estimate_motion(frames: Tensor, offsets: np.ndarray) -> Tensor:
-    """Return the motion [K - 1, 2, rows, columns] in pixels between key frames, as `player.motion` reads it.
+def estimate_motion(frames: Tensor, offsets: np.ndarray, anchors: Sequence[int] = ()) -> Tensor:
+    """Return the motion [A - 1, 2, rows, columns] in pixels between anchors, as `player.motion` reads it.
 
     Descends on the mean absolute difference between true frames and those blended from the true key frames, coarse to
-    fine, so that motion is found up to about 1/8 of the frame. Zero where no frame lies between.
+    fine, so that motion is found up to about 1/8 of the frame from anchor to anchor; first as if every anchor were a
+    key frame, then along the whole way between key frames. Zero where no frame lies between.
 
     Args:
         frames: the segment [T, 3, H, W] in [-1, 1].
         offsets: the key frames [K].
+        anchors: frames beside them that motion fields start and end at.
     """
     height, width = frames.shape[2:]
     motion = torch.zeros(max(len(offsets) - 1, 0), 2, *motion_grid(height, width), device=frames.device)
-    inner = [round(a + s * (b - a)) for a, b in pairwise(offsets) if b - a > 1 for s in _SHARES]
+    if not anchors:
+        return _improve(motion, frames, offsets, offsets, _SCALES)
+    stops = np.sort(np.concatenate([offsets, anchors]))
+    motion = torch.zeros(len(stops) - 1, *motion.shape[1:], device=frames.device)
+    motion = _improve(motion, frames, stops, stops, _SCALES)
+    return _improve(motion, frames, offsets, stops, _PATH_SCALES)
+
+
+def _improve(
+    motion: Tensor,
+    frames: Tensor,
+    offsets: np.ndarray,
+    stops: np.ndarray,
+    scales: Sequence[tuple[float, int, float]],
+) -> Tensor:
+    """Return the motion between `stops` after steps of descent, frames being made of the frames at `offsets`."""
+    looked_at = {round(a + s * (b - a)) for a, b in pairwise(stops) if b - a > 1 for s in _SHARES}
+    inner = sorted((looked_at | set(stops.tolist())) - set(offsets.tolist()))
     if not inner:
         return motion
-    chosen = torch.tensor(sorted(set(inner)), device=frames.device)
-    between = Between.of(offsets, len(frames)).to(frames.device)[chosen]
+    chosen = torch.tensor(inner, device=frames.device)
+    between = Between.of(offsets, len(frames), stops).to(frames.device)[chosen]
     key_frames = frames[torch.from_numpy(offsets).to(frames.device)]
     motion.requires_grad_(True)
-    for scale, steps, rate in _SCALES:
+    for scale, steps, rate in scales:
         keys, targets = (
             functional.interpolate(f, scale_factor=scale, mode="area") for f in (key_frames, frames[chosen])
         )
@@ -54,7 +75,7 @@ def estimate_motion(frames: Tensor, offsets: np.ndarray) -> Tensor:
     return motion.detach()
 
 
-def merge_still(frames: Tensor, offsets: np.ndarray, tolerance: float) -> np.ndarray:
+def merge_still(frames: Tensor, offsets: np.ndarray, tolerance: float, interval: int) -> np.ndarray:
     """Return the key frames [k] that are left when those that motion can do without are taken out.
 
     Neighbouring intervals become one, pair by pair and again, as long as the true frames between, blended from the true
@@ -65,6 +86,7 @@ def merge_still(frames: Tensor, offsets: np.ndarray, tolerance: float) -> np.nda
         frames: the segment [T, 3, H, W] in [-1, 1].
         offsets: key frames [K] to choose from; the first and the last stay.
         tolerance: mean squared error, for a range of 2.
+        interval: frames between anchors of motion, at most.
     """
     while True:
         gaps = np.diff(offsets)
@@ -76,11 +98,14 @@ def merge_still(frames: Tensor, offsets: np.ndarray, tolerance: float) -> np.nda
         if not middles:
             return offsets
         merged = np.delete(offsets, middles)
-        motion = estimate_motion(frames, merged)
+        stops = motion_anchors(merged, interval)
+        motion = estimate_motion(frames, merged, np.setdiff1d(stops, merged).tolist())
+        between = Between.of(merged, len(frames), stops).to(frames.device)
         needed = []
         for middle in middles:
             first, last = int(offsets[middle - 1]), int(offsets[middle + 1])
-            if _blend_error(frames, first, last, motion[np.searchsorted(merged, first)]) > tolerance:
+            looked_at = torch.tensor([round(first + s * (last - first)) for s in _SHARES], device=frames.device)
+            if _blend_error(frames, merged, motion, between[looked_at], looked_at) > tolerance:
                 needed.append(offsets[middle])
         if len(needed) == len(middles):
             return offsets
@@ -88,9 +113,7 @@ def merge_still(frames: Tensor, offsets: np.ndarray, tolerance: float) -> np.nda
 
 
 @torch.no_grad()
-def _blend_error(frames: Tensor, first: int, last: int, field: Tensor) -> float:
-    """Return the mean squared error of three frames between `first` and `last`, blended along `field`."""
-    chosen = torch.tensor([round(s * (last - first)) for s in _SHARES], device=frames.device)
-    between = Between.of(np.array([0, last - first]), last - first + 1).to(frames.device)[chosen]
-    blended = frames_between(frames[[first, last]], field[None], between)
-    return (blended - frames[first + chosen]).square().mean().item()
+def _blend_error(frames: Tensor, offsets: np.ndarray, motion: Tensor, between: Between, chosen: Tensor) -> float:
+    """Return the mean squared error of the frames `chosen`, blended from the true frames at `offsets`."""
+    blended = frames_between(frames[torch.from_numpy(offsets)], motion, between)
+    return (blended - frames[chosen]).square().mean().item()

@@ -114,13 +114,15 @@ def build_prompts(
     if not config.motion:
         changes["motion"] = False
     changes |= {name: value for name in ("iterations", "frames_per_step") if (value := getattr(config, name))}
+    fit = fit_preset(config.preset, **changes)
     codec = PromptLadder(
         generator,
         load_encoder(generator),
         ranks=config.ranks,
-        fit=fit_preset(config.preset, **changes),
+        fit=fit,
         layered=config.layered,
         bitrates_bps=config.prompt_bitrates_bps,
+        top_interval=config.top_interval if fit.motion else 0,
     )
     height, width = generator.native_size
     source = open_source(video, config, native_size=(width, height))

@@ -11,7 +11,7 @@ from player.codecs import CODECS as CODECS
 AUTO = "auto"
 NOT_IN_BYTES = frozenset(("jobs", "ray"))
 """Settings that decide how fast a package is made, not what it holds."""
-_FROM_ZERO = ("iterations", "seed", "frames_per_step", "frames_at_once", "segments_at_once")
+_FROM_ZERO = ("interval", "top_interval", "iterations", "seed", "frames_per_step", "frames_at_once", "segments_at_once")
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)", re.ASCII)
 _UNIT_BPS = {"": 1, "k": 1000, "M": 1_000_000}
@@ -46,8 +46,11 @@ class BuildConfig:
     """Prompts: each representation holds only what the one below lacks, and is fetched with those below."""
     prompt_bitrates_bps: list[int] = field(default_factory=list)
     """Prompts: target bitrates in bit/s instead of the ranks, met by dropping components and by larger steps."""
-    interval: int = 10
-    """Prompts: frames between key prompts, at most (Promptus: 10)."""
+    interval: int = 0
+    """Prompts: frames between key prompts, at most; 0: 20 with motion, 10 without (Promptus: 10)."""
+    top_interval: int = 10
+    """Prompts with motion, not layered: one representation more, of the highest rank, has key prompts at most this many
+    frames apart; 0, or no fewer than `interval`: none."""
     generator: str = "embedded"
     """Prompts: embedded, a folder in diffusers layout, or a hub id such as stabilityai/sd-turbo."""
     decoder: str = ""
@@ -85,9 +88,9 @@ class BuildConfig:
             raise BuildError(f"fps={self.fps:g}: expected up to 240 frames/s, or 0 for the video's own")
         if not 0 <= self.seconds <= 1e6:
             raise BuildError(f"seconds={self.seconds:g}: expected a length above zero, or 0 for the whole video")
-        for name, least in (("interval", 1), *((name, 0) for name in _FROM_ZERO)):
-            if getattr(self, name) < least:
-                raise BuildError(f"{name}={getattr(self, name)}: expected {least} or more")
+        for name in _FROM_ZERO:
+            if getattr(self, name) < 0:
+                raise BuildError(f"{name}={getattr(self, name)}: expected 0 or more")
         for name, most in (("ranks", 4096), ("bitrates_bps", 100_000_000), ("prompt_bitrates_bps", 100_000_000)):
             values = getattr(self, name)
             if not (values or name.startswith("prompt")) or any(not 1 <= value <= most for value in values):

@@ -79,7 +79,7 @@ def write_layers(infos: Sequence[StreamInfo], segment: Segment, *, sequence: int
     u, v = (np.stack([getattr(key, name) for key in segment.keys]) for name in "uv")
     shared = bool((v == v[0]).all())
     grid = (0, 0) if segment.motion is None else segment.motion.shape[2:]
-    base = BaseHeader(tuple(key.frame_offset for key in segment.keys), grid)
+    base = BaseHeader(tuple(key.frame_offset for key in segment.keys), grid, segment.anchors)
     encoder = CodesEncoder(_layout(infos[-1], base, shared))
     parts, crc = [], 0
     for info in infos:
@@ -125,7 +125,7 @@ def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
     v = np.concatenate([part.v for part in codes], axis=1)
     prompts = tuple(KeyPrompt(at, u[k], v[k % len(v)]) for k, at in enumerate(base.offsets))
     u_scale, v_scale = (_join(layers) for layers in zip(*scales, strict=True))
-    return Segment(frames, u_scale, v_scale, prompts, codes[0].motion)
+    return Segment(frames, u_scale, v_scale, prompts, codes[0].motion, base.anchors)
 
 
 def segment_number(data: bytes) -> int:
@@ -182,12 +182,13 @@ def _join(layers: Sequence[np.ndarray]) -> np.ndarray:
 def _layout(info: StreamInfo, base: BaseHeader, v_shared: bool) -> Layout:
     """Return the shapes that the entropy coder needs; refuse more codes than a segment may have."""
     keys = len(base.offsets)
-    motion_codes = 2 * (keys - 1) * base.motion_grid[0] * base.motion_grid[1]
+    fields = keys + len(base.anchors) - 1
+    motion_codes = 2 * fields * base.motion_grid[0] * base.motion_grid[1]
     codes = info.rank * keys * (info.tokens + info.width) + motion_codes
     if codes > MAX_SEGMENT_CODES:
         raise BitstreamError(f"{keys} key prompts of rank {info.rank}: {codes} codes, at most {MAX_SEGMENT_CODES}")
     grid = (info.grid_height, info.grid_width) if info.grid_height else (1, info.tokens)
-    return Layout(keys, 1 if v_shared else keys, grid, info.width, base.motion_grid)
+    return Layout(keys, 1 if v_shared else keys, grid, info.width, base.motion_grid, fields)
 
 
 def _pack_info(info: StreamInfo) -> bytes:

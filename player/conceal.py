@@ -59,6 +59,6 @@ def extend_picture(key: Tensor, codes: np.ndarray, interval: int, drift: Tensor)
 
 
 def last_interval(segment: Segment) -> int:
-    """Return the frames between the last two key prompts; 1 where there is but one."""
-    offsets = [key.frame_offset for key in segment.keys]
-    return offsets[-1] - offsets[-2] if len(offsets) > 1 else 1
+    """Return the frames between the last two key prompts, or anchors of motion; 1 where there is but one."""
+    places = segment.all_anchors
+    return int(places[-1] - places[-2]) if len(places) > 1 else 1

@@ -59,7 +59,7 @@ def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np
         keys = engine_of(generator).generate(generator.space.compose(u, v, norm_rank))
         codes = torch.from_numpy(segment.motion).to(generator.device)
         motion = dequantize(codes, torch.tensor(MOTION_STEP_PX, device=generator.device))
-        between = Between.of(_offsets(segment), segment.frames).to(generator.device)
+        between = Between.of(segment.offsets, segment.frames, segment.all_anchors).to(generator.device)
         places = torch.arange(segment.frames, device=generator.device).split(engine_of(generator).batch)
         return torch.cat([to_pixels(frames_between(keys, motion, between[part])) for part in places]).cpu().numpy()
 
@@ -73,12 +73,8 @@ def _start_rendering(segment: Segment, norm_rank: int, generator: Generator) -> 
 def _embeddings(segment: Segment, norm_rank: int, generator: Generator) -> Tensor:
     """Return the embeddings [T, L, D] of all frames, from prompts interpolated between the key prompts."""
     u, v = _key_factors(segment, generator)
-    weights = upload(interpolation_matrix(_offsets(segment), segment.frames), generator.device)
+    weights = upload(interpolation_matrix(segment.offsets, segment.frames), generator.device)
     return generator.space.compose(interpolate(u, weights), interpolate(v, weights), norm_rank)
-
-
-def _offsets(segment: Segment) -> np.ndarray:
-    return np.array([key.frame_offset for key in segment.keys])
 
 
 @torch.no_grad()
@@ -95,7 +91,7 @@ def render_chained(
     embeddings = _embeddings(segment, norm_rank, generator)
     batch = engine_of(generator).most_frames(embeddings)
     shown = []
-    for latents in chain.latents(number, embeddings, _offsets(segment), batch=batch):
+    for latents in chain.latents(number, embeddings, segment.offsets, batch=batch):
         frames = generator.decode_latents(latents)
         if not torch.isfinite(frames).all():
             raise DecodeError(f"generator {generator.id} rendered values that are not finite")

@@ -75,6 +75,7 @@ class Layout(NamedTuple):
     grid: tuple[int, int]  # rows and columns that the tokens are laid out in; one row without a layout
     width: int  # D
     motion_grid: tuple[int, int] = (0, 0)  # rows and columns of the motion field; (0, 0): none
+    fields: int = 0  # A - 1, motion fields of the segment
 
 
 class Codes(NamedTuple):
@@ -82,7 +83,7 @@ class Codes(NamedTuple):
 
     u: np.ndarray  # [K, L, r] int16
     v: np.ndarray  # [K or 1, r, D] int16
-    motion: np.ndarray | None  # [K - 1, 2, rows, columns] int16
+    motion: np.ndarray | None  # [A - 1, 2, rows, columns] int16
 
 
 class _Prediction(NamedTuple):
@@ -255,12 +256,12 @@ class _Factor:
 
 
 class _Coder:
-    """What encoder and decoder share: a model of each factor, and of the motion between key prompts."""
+    """What encoder and decoder share: a model of each factor, and of the motion between anchors."""
 
     def __init__(self, layout: Layout) -> None:
         self._u = _Factor(layout.keys, *layout.grid, _U_START)
         self._v = _Factor(layout.v_keys, 1, layout.width, _V_START)
-        self._motion = _Factor(layout.keys - 1, *layout.motion_grid, _U_START) if any(layout.motion_grid) else None
+        self._motion = _Factor(layout.fields, *layout.motion_grid, _U_START) if any(layout.motion_grid) else None
 
 
 class CodesEncoder(_Coder):
@@ -269,7 +270,7 @@ class CodesEncoder(_Coder):
     def encode(self, u: np.ndarray, v: np.ndarray, motion: np.ndarray | None = None) -> bytes:
         """Return the bytes of the next components, u [K, L, r] and v [K or 1, r, D] int16.
 
-        `motion` int16 [K - 1, 2, rows, columns] goes with the first layer, if the layout has it.
+        `motion` int16 [A - 1, 2, rows, columns] goes with the first layer, if the layout has it.
         """
         coder = constriction.stream.queue.RangeEncoder()
         _encode(coder, self._u, u.transpose(2, 0, 1))

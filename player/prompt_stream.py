@@ -70,7 +70,8 @@ class Segment:
     u_scale: np.ndarray  # float32, finite: [r], or [K, r] if key prompts differ
     v_scale: np.ndarray  # likewise
     keys: tuple[KeyPrompt, ...]
-    motion: np.ndarray | None = None  # [K - 1, 2, rows, columns] int16 codes of the motion between key prompts
+    motion: np.ndarray | None = None  # [A - 1, 2, rows, columns] int16 codes of the motion from anchor to anchor
+    anchors: tuple[int, ...] = ()  # frames beside the key prompts that motion fields start and end at, rising
 
     def __post_init__(self) -> None:
         _check_segment(self)
@@ -90,6 +91,16 @@ class Segment:
         """The scale of every code of V [K, r, D]: float32 [K, r, 1]."""
         return np.broadcast_to(self.v_scale, (len(self.keys), self.rank))[:, :, None]
 
+    @property
+    def offsets(self) -> np.ndarray:
+        """Frame of each key prompt, int64 [K]."""
+        return np.array([key.frame_offset for key in self.keys], np.int64)
+
+    @property
+    def all_anchors(self) -> np.ndarray:
+        """Frames that motion fields start and end at, the key prompts' among them: int64 [A]."""
+        return np.sort(np.concatenate([self.offsets, np.array(self.anchors, np.int64)]))
+
     def truncate(self, rank: int) -> Segment:
         """Return the segment of the first `rank` components, the lower rank of a nested fit."""
         if not 1 <= rank <= self.rank:
@@ -98,7 +109,8 @@ class Segment:
             KeyPrompt(k.frame_offset, np.ascontiguousarray(k.u[:, :rank]), np.ascontiguousarray(k.v[:rank]))
             for k in self.keys
         )
-        return Segment(self.frames, self.u_scale[..., :rank].copy(), self.v_scale[..., :rank].copy(), keys, self.motion)
+        u_scale, v_scale = self.u_scale[..., :rank].copy(), self.v_scale[..., :rank].copy()
+        return Segment(self.frames, u_scale, v_scale, keys, self.motion, self.anchors)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segment):
@@ -106,6 +118,7 @@ class Segment:
         return (
             self.frames == other.frames
             and self.keys == other.keys
+            and self.anchors == other.anchors
             and np.array_equal(self.u_scales, other.u_scales)
             and np.array_equal(self.v_scales, other.v_scales)
             and (self.motion is None) == (other.motion is None)
@@ -167,8 +180,18 @@ def _check_segment(segment: Segment) -> None:
                 f"key prompt at frame {key.frame_offset}: u {key.u.dtype} {list(key.u.shape)}, v {key.v.dtype} "
                 f"{list(key.v.shape)}, expected int16 [{L}, {rank}] and [{rank}, {D}]"
             )
-    motion = segment.motion
+    _check_motion(segment, offsets)
+
+
+def _check_motion(segment: Segment, offsets: list[int]) -> None:
+    motion, anchors = segment.motion, segment.anchors
+    places = sorted({*offsets, *anchors})
+    if anchors and (motion is None or len(places) < len(offsets) + len(anchors) or list(anchors) != sorted(anchors)):
+        raise BitstreamError(f"anchors at frames {list(anchors[:8])} beside key prompts at frames {offsets[:8]}")
+    if places[0] != 0 or places[-1] != offsets[-1]:
+        raise BitstreamError(f"anchors from frame {places[0]} to {places[-1]}, expected within the key prompts' frames")
+    fields = len(places) - 1
     if motion is not None and (
-        motion.dtype != np.int16 or motion.ndim != 4 or motion.shape[:2] != (K - 1, 2) or not motion.size
+        motion.dtype != np.int16 or motion.ndim != 4 or motion.shape[:2] != (fields, 2) or not motion.size
     ):
-        raise BitstreamError(f"motion {motion.dtype} {list(motion.shape)}, expected int16 [{K - 1}, 2, rows, columns]")
+        raise BitstreamError(f"motion {motion.dtype} {list(motion.shape)}, expected int16 [{fields}, 2, rows, columns]")

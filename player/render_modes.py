@@ -45,8 +45,7 @@ def shown_frames(segment: Segment, mode: str) -> np.ndarray:
 
 def key_frames(segment: Segment) -> np.ndarray:
     """Return the frames that key prompts stand at, int64 [K]; one behind the segment's end is left out."""
-    offsets = np.array([key.frame_offset for key in segment.keys])
-    return offsets[offsets < segment.frames]
+    return segment.offsets[segment.offsets < segment.frames]
 
 
 def count_work(segment: Segment, mode: str) -> tuple[int, int]:
@@ -54,7 +53,7 @@ def count_work(segment: Segment, mode: str) -> tuple[int, int]:
     made = np.unique(shown_frames(segment, mode))
     if segment.motion is None:
         return len(made), 0
-    offsets = np.array([key.frame_offset for key in segment.keys])
+    offsets = segment.offsets
     if mode == "keys":
         return len(made), 0
     left = np.clip(np.searchsorted(offsets, made, side="right") - 1, 0, len(offsets) - 2)

@@ -14,8 +14,9 @@ import numpy as np
 from player.errors import BitstreamError
 
 FORMAT_VERSION = 2
-V_SHARED, MOTION = 1 << 4, 1 << 5  # flags: all key prompts have the same V; a motion field follows the codes
-_KNOWN_FLAGS = 0x3F
+# Flags: all key prompts have the same V; motion follows the codes; it has anchors beside the key prompts.
+V_SHARED, MOTION, ANCHORS = 1 << 4, 1 << 5, 1 << 6
+_KNOWN_FLAGS = 0x7F
 _LONGEST = 5  # bytes of a number; 35 bits are more than any needs
 
 
@@ -34,6 +35,7 @@ class BaseHeader:
 
     offsets: tuple[int, ...]  # frame of each key prompt, rising from 0
     motion_grid: tuple[int, int]  # rows and columns of the motion field; (0, 0): none
+    anchors: tuple[int, ...] = ()  # frames beside the key prompts that motion fields start and end at
 
 
 def write_header(
@@ -45,8 +47,8 @@ def write_header(
     numbers: list[int] = []
     if base is not None:
         motion = any(base.motion_grid)
-        flags |= V_SHARED * v_shared | MOTION * motion
-        numbers = [len(base.offsets), *np.diff(base.offsets).tolist(), *(base.motion_grid if motion else ())]
+        flags |= V_SHARED * v_shared | MOTION * motion | ANCHORS * bool(base.anchors)
+        numbers = [*_places(base), *(base.motion_grid if motion else ())]
     parts = [_chosen(scales, form) for scales, form in zip((u_scales, v_scales), forms, strict=True)]
     return bytes([FORMAT_VERSION, flags]) + _write_numbers(numbers) + b"".join(parts)
 
@@ -65,16 +67,23 @@ class HeaderReader:
 
     def base(self) -> BaseHeader:
         """Read what only the layer that stands alone says."""
-        keys = self._number()
-        if not 1 <= keys <= len(self._sample):  # each costs a byte or more
-            raise BitstreamError(f"{keys} key prompts in a sample of {len(self._sample)} bytes")
-        gaps = [self._number() for _ in range(keys - 1)]
+        count = self._number()
+        if not 1 <= count <= len(self._sample):  # each costs a byte or more
+            raise BitstreamError(f"{count} key prompts in a sample of {len(self._sample)} bytes")
+        gaps = [self._number() for _ in range(count - 1)]
+        is_key = [True] * count
+        if self.flags & ANCHORS:
+            is_key[1:], gaps = [bool(gap & 1) for gap in gaps], [gap >> 1 for gap in gaps]
+            if all(is_key) or not is_key[-1] or not self.flags & MOTION:
+                raise BitstreamError("anchors of motion that are none")
         if 0 in gaps:
             raise BitstreamError("two key prompts at one frame")
+        places = np.cumsum([0, *gaps])
+        offsets, anchors = (tuple(places[np.array(is_key) == kind].tolist()) for kind in (True, False))
         grid = (self._number(), self._number()) if self.flags & MOTION else (0, 0)
-        if self.flags & MOTION and not (min(grid) and keys > 1):
-            raise BitstreamError(f"a motion field of {grid[0]} x {grid[1]} between {keys} key prompts")
-        return BaseHeader(tuple(np.cumsum([0, *gaps]).tolist()), grid)
+        if self.flags & MOTION and not (min(grid) and len(offsets) > 1):
+            raise BitstreamError(f"a motion field of {grid[0]} x {grid[1]} between {len(offsets)} key prompts")
+        return BaseHeader(offsets, grid, anchors)
 
     def scales(self, keys: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the scales of U and V: float32 [rank], or [keys, rank] where key prompts differ."""
@@ -111,6 +120,15 @@ class HeaderReader:
             raise BitstreamError(f"sample of {len(self._sample)} bytes ends within its header")
         self._at += count
         return taken
+
+
+def _places(base: BaseHeader) -> list[int]:
+    """Return the numbers that say where key prompts and anchors are."""
+    if not base.anchors:
+        return [len(base.offsets), *np.diff(base.offsets).tolist()]
+    places = sorted((*base.offsets, *base.anchors))
+    gaps = np.diff(places).tolist()
+    return [len(places), *(gap << 1 | (at in base.offsets) for gap, at in zip(gaps, places[1:], strict=True))]
 
 
 def _form(scales: np.ndarray) -> ScaleForm:

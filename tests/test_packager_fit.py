@@ -18,7 +18,8 @@ def frames(clip):
 
 
 def quick(**changes):
-    return fit_preset("fast", **{"iterations": 12, "frames_per_step": 8, "interval": 4, **changes})
+    few = {"iterations": 12, "frames_per_step": 8, "interval": 4, "motion_interval": 2, "still_error": 1e-3}
+    return fit_preset("fast", **{**few, **changes})
 
 
 def loss_of(segment, generator, frames):
@@ -70,6 +71,7 @@ def test_segment_has_the_ladders_largest_rank(frames, tiny_generator, tiny_encod
     segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[1, 3])
     assert segment.rank == 3
     assert [k.frame_offset for k in segment.keys] == [0, 4, 7]
+    assert segment.anchors == (2, 6)
     assert segment.u_scale.tolist() == pytest.approx([FAST.u_step] * 3)
 
 
@@ -97,7 +99,7 @@ def test_shared_v_repeats(frames, tiny_generator, tiny_encoder):
 def test_motion_fills_the_gaps_between_key_frames(frames, tiny_generator, tiny_encoder):
     segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=2), ranks=[2])
     assert segment.motion is not None
-    assert segment.motion.shape == (2, 2, 2, 2)
+    assert segment.motion.shape == (4, 2, 2, 2)
     assert segment.motion.dtype == np.int16
     assert render_segment(segment, tiny_generator.norm_rank(2), tiny_generator).shape == (len(frames), 64, 64, 3)
     faded = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=2, motion=False), ranks=[2])
@@ -122,6 +124,15 @@ def test_each_component_has_the_step_the_generator_names(frames, tiny_generator,
     monkeypatch.setitem(tiny_generator._buffers, "step_scale", torch.tensor([1.0, 2.0, 4.0, 8.0]))
     segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[2, 3])
     assert segment.u_scale.tolist() == pytest.approx([FAST.u_step, 2 * FAST.u_step, 4 * FAST.u_step])
+
+
+def test_key_prompts_lie_as_far_apart_as_the_way_between_asks_for():
+    assert fit_preset("fast").key_interval == 20
+    assert fit_preset("fast", motion=False).key_interval == fit_preset("paper").key_interval == 10
+    assert fit_preset("fast", interval=7).key_interval == fit_preset("paper", interval=7).key_interval == 7
+    for name in ("interval", "motion_interval"):
+        with pytest.raises(BuildError, match=f"fit.{name} is -1"):
+            fit_preset("fast", **{name: -1})
 
 
 def test_random_start_without_an_encoder(frames, tiny_generator):

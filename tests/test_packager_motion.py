@@ -42,14 +42,14 @@ def test_one_frame_has_no_motion():
 
 
 def test_a_still_scene_needs_its_first_and_last_frame_only():
-    assert merge_still(panning(0, 0), np.array([0, 2, 4, 6, 8, 10]), 1e-3).tolist() == [0, 10]
+    assert merge_still(panning(0, 0), np.array([0, 2, 4, 6, 8, 10]), 1e-3, 4).tolist() == [0, 10]
 
 
 def test_what_motion_cannot_fill_keeps_its_key_frames():
     noise = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    assert merge_still(noise, np.array([0, 4, 8]), 1e-3).tolist() == [0, 4, 8]
+    assert merge_still(noise, np.array([0, 4, 8]), 1e-3, 4).tolist() == [0, 4, 8]
 
 
 def test_only_the_still_half_is_merged_and_never_across_a_cut():
     frames = torch.cat([panning(0, 0, frames=9), torch.rand(9, 3, 128, 128)])
-    assert merge_still(frames, np.array([0, 4, 8, 9, 13, 17]), 1e-3).tolist() == [0, 8, 9, 13, 17]
+    assert merge_still(frames, np.array([0, 4, 8, 9, 13, 17]), 1e-3, 4).tolist() == [0, 8, 9, 13, 17]

@@ -22,7 +22,7 @@ from packager.ladder import PromptLadder
 from packager.package import build, build_h265, build_prompts, folder_name, open_source
 from packager.settings import BuildConfig
 from packager.video import iter_segments, write_h264
-from player.bitstream import read_init
+from player.bitstream import read_init, read_segment
 from player.decoder import create_decoder
 from player.quality import load_metrics
 
@@ -288,6 +288,30 @@ def test_layers_decode_to_the_frames_of_whole_representations(prompts, video, pr
     files = [layered.init_bytes.sum(), layered.layer_bytes.sum()]
     assert sum(files) * 8 / layered.manifest.duration_s == pytest.approx(layered.bitrate_bps[-1])
     assert layered.representations[-1].bandwidth_bps == np.ceil(layered.bitrate_bps[-1])
+
+
+def test_one_representation_more_has_more_key_prompts(video, prompt_config, tmp_path, tiny_generator):
+    config = replace(prompt_config, interval=8, top_interval=4)
+    built = build_prompts(video, tmp_path / "out", config).presentation
+    assert sorted(rung.id for rung in built.representations) == ["r01", "r04", "r04k4"]
+    offsets = {}
+    for rung, representation in enumerate(built.representations):
+        segment = read_segment(read_init(built.read_init(rung)), built.read_segment(0, rung))
+        offsets[representation.id] = segment.offsets.tolist()
+    assert set(offsets["r04"]) < set(offsets["r04k4"])
+    assert offsets["r01"] == offsets["r04"]
+    bitrates = dict(zip((rung.id for rung in built.representations), built.bitrate_bps, strict=True))
+    assert bitrates["r04k4"] > bitrates["r04"]
+    target = round((bitrates["r04"] + bitrates["r04k4"]) / 2)
+    met = build_prompts(video, tmp_path / "met", replace(config, prompt_bitrates_bps=[target])).presentation
+    assert met.bitrate_bps[0] == pytest.approx(target, rel=0.05)
+
+
+@pytest.mark.parametrize("change", [{"layered": True}, {"motion": False}, {"preset": "paper"}, {"top_interval": 9}])
+def test_no_such_representation_without_use(video, prompt_config, tmp_path, change):
+    config = replace(prompt_config, interval=8, seconds=0.4, **{"top_interval": 4, **change})
+    built = build_prompts(video, tmp_path, config).presentation
+    assert [rung.id for rung in built.representations] == ["r01", "r04"]
 
 
 def test_bitrates_of_prompts_are_met(prompts, video, prompt_config, tmp_path, caplog):

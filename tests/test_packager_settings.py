@@ -13,7 +13,7 @@ from packager.settings import BuildConfig, parse_bitrate, parse_size
         ({"segment_s": float("nan")}, "segment_s=nan"),
         ({"fit": "squeeze"}, "fit=squeeze: expected crop or pad"),
         ({"fps": -1}, "fps=-1"),
-        ({"interval": 0}, "interval=0: expected 1 or more"),
+        ({"interval": -1}, "interval=-1: expected 0 or more"),
         ({"iterations": -1}, "iterations=-1"),
         ({"ranks": []}, r"ranks=\(none\)"),
         ({"ranks": [2, 2]}, "ranks=2,2: each can be given once"),

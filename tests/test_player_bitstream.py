@@ -103,19 +103,57 @@ def test_one_frame_one_key():
     assert read_segment(info, write_segment(info, segment, sequence=1, start_frame=0)) == segment
 
 
-@pytest.mark.parametrize("motion", [False, True])
-def test_layers_compose_to_the_whole(motion):
+@pytest.mark.parametrize(("motion", "anchors"), [(False, ()), (True, ()), (True, (2, 5, 8))])
+def test_layers_compose_to_the_whole(motion, anchors):
     chain = make_chain((1, 2, 4))
     segment = make_segment(chain[-1])
     if motion:
-        field = np.random.default_rng(1).integers(-3, 4, (2, 2, 3, 5)).astype(np.int16)
-        segment = replace(segment, motion=field)
+        field = np.random.default_rng(1).integers(-3, 4, (2 + len(anchors), 2, 3, 5)).astype(np.int16)
+        segment = replace(segment, motion=field, anchors=anchors)
     layers = write_layers(chain, segment, sequence=7, start_frame=10)
     assert read_inits(b"".join(write_init(info) for info in chain)) == chain
     for count, rank in ((1, 1), (2, 2), (3, 4)):
         assert read_layers(chain, b"".join(layers[:count])) == segment.truncate(rank)
     alone = replace(chain[-1], base_rank=0)
     assert read_segment(alone, write_segment(alone, segment, sequence=7, start_frame=10)) == segment
+
+
+def make_anchored(info):
+    """Return a segment with key prompts at 0, 4 and 9, and anchors of motion at 2 and 6."""
+    field = np.random.default_rng(1).integers(-3, 4, (4, 2, 3, 5)).astype(np.int16)
+    return replace(make_segment(info), motion=field, anchors=(2, 6))
+
+
+def test_anchors_stand_beside_key_prompts():
+    segment = make_anchored(make_info())
+    assert segment.offsets.tolist() == [0, 4, 9]
+    assert segment.all_anchors.tolist() == [0, 2, 4, 6, 9]
+    for anchors in ((2,), (2, 4), (6, 2), (2, 10), (-1, 2), (2, 2)):
+        with pytest.raises(BitstreamError, match=r"anchors|motion int16"):
+            replace(segment, anchors=anchors)
+    with pytest.raises(BitstreamError, match="anchors at frames"):
+        replace(make_segment(make_info()), anchors=(2,))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (1, b"\x41", "anchors of motion that are none"),  # no motion
+        (3, b"\x05\x05\x05\x07", "anchors of motion that are none"),  # every one a key prompt
+        (6, b"\x06", "anchors of motion that are none"),  # the last one is none
+        (3, b"\x00", "two key prompts at one frame"),
+        (2, b"\xff\x7f", "16383 key prompts"),
+    ],
+)
+def test_hostile_anchors_are_refused(offset, value, message):
+    info = make_info()
+    data = write_segment(info, make_anchored(info), sequence=1, start_frame=0)
+    at = read_fragment(data).sample_ranges[0][0] + 4
+    assert data[at + 2 : at + 7] == bytes([5, 2 << 1, 2 << 1 | 1, 2 << 1, 3 << 1 | 1])
+    other = bytearray(data)
+    other[at + offset : at + offset + len(value)] = value
+    with pytest.raises(BitstreamError, match=message):
+        read_segment(info, reseal(info, bytes(other)))
 
 
 def test_layers_belong_to_their_base():
@@ -278,7 +316,7 @@ def test_messages_say_what_was_found():
     at = read_fragment(data).sample_ranges[0][0] + 4
     for offset, value, message in (
         (0, b"\x09", "segment: version 9, but this build reads version 2"),
-        (1, b"\x81", "flags 0x81, of which this build knows 0x3f"),
+        (1, b"\x81", "flags 0x81, of which this build knows 0x7f"),
         (2, b"\x00", "0 key prompts"),
         (2, b"\xff\x7f", "16383 key prompts"),
         (3, b"\x00", "two key prompts at one frame"),
@@ -292,12 +330,13 @@ def test_messages_say_what_was_found():
             read_segment(info, reseal(info, bytes(other)))
 
 
+@pytest.mark.parametrize("make", [make_segment, make_anchored])
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_resealed_nonsense_is_refused_or_decodes(data):
+def test_resealed_nonsense_is_refused_or_decodes(make, data):
     """An attacker can make the CRCs right: then the coder itself must not fall over."""
     info = make_info()
-    good = write_segment(info, make_segment(info), sequence=1, start_frame=0)
+    good = write_segment(info, make(info), sequence=1, start_frame=0)
     first = read_fragment(good).sample_ranges[0][0]
     bad = bytearray(good)
     for _ in range(data.draw(st.integers(1, 20))):

@@ -251,7 +251,7 @@ def test_encoding_does_not_depend_on_memory_order():
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=120))
 def test_any_bytes_are_refused_or_decode(data):
-    decoder = CodesDecoder(Layout(2, 2, (4, 4), 8, (2, 3)))
+    decoder = CodesDecoder(Layout(2, 2, (4, 4), 8, (2, 3), 1))
     try:
         u, v, motion = decoder.decode(data, 2)
     except BitstreamError:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from player.motion import Between, frames_between, motion_grid, warp
+from player.motion import Between, frames_between, motion_anchors, motion_grid, warp
 
 
 @pytest.fixture
@@ -71,3 +71,40 @@ def test_gradients_reach_key_frames_and_motion(picture):
     assert keys.grad.abs().sum() > 0
     assert motion.grad is not None
     assert (motion.grad.abs() > 0).all()
+
+
+def test_anchors_lie_evenly_between_key_frames():
+    assert motion_anchors(np.array([0, 20, 39, 40]), 5).tolist() == [0, 5, 10, 15, 20, 25, 30, 34, 39, 40]
+    assert motion_anchors(np.array([0, 20, 39]), 20).tolist() == [0, 20, 39]
+
+
+def test_frames_lie_between_their_anchors():
+    between = Between.of(np.array([0, 4, 6]), 7, [0, 2, 4, 6])
+    assert between.left.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert between.field.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert between.part.tolist() == [0, 0.5, 0, 0.5, 0, 0.5, 1]
+    assert between.at_key == (True, False, True, True)
+
+
+def test_fields_are_followed_from_anchor_to_anchor(picture):
+    """Content that stands for two frames and then goes 8 pixels to the right in two: no single field says that."""
+    keys = torch.cat([picture, picture.roll(8, dims=3)])
+    motion = torch.zeros(2, 2, 1, 2)
+    motion[1, 0] = 8
+    shown = frames_between(keys, motion, Between.of(np.array([0, 4]), 5, [0, 2, 4]))
+    for frame, shift in enumerate([0, 0, 0, 4, 8]):
+        expected = picture.roll(shift, dims=3)[0]
+        torch.testing.assert_close(shown[frame, ..., 16:48], expected[..., 16:48], atol=1e-5, rtol=0)
+
+
+def test_paths_read_each_field_where_the_content_has_come_to():
+    """The left half goes 16 pixels to the right, then everything that is in the right half goes 8 pixels down."""
+    left = torch.zeros(1, 1, 64, 128)
+    left[..., 16:24, 40:48] = 1
+    keys = torch.cat([left, left.roll((8, 32), dims=(2, 3))])
+    motion = torch.zeros(2, 2, 2, 4)
+    motion[0, 0] = 32  # everywhere: 40..48 comes to 72..80
+    motion[1, 1, :, 2:] = 8  # and there it goes down
+    shown = frames_between(keys, motion, Between.of(np.array([0, 2]), 3, [0, 1, 2]))[1, 0]
+    assert shown[16:24, 72:80].mean() > 0.9
+    assert shown[:, :64].abs().max() < 0.1
