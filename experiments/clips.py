@@ -56,7 +56,7 @@ def obtain_clip(text: str, cache: Path) -> Clip:
         prompts = Presentation.load(package)
     else:
         prompts = obtain_package(
-            "prompt", video, BuildConfig(), cache, lambda title: lambda *progress: None
+            "prompt", video, BuildConfig(top_interval=0), cache, lambda title: lambda *progress: None
         ).presentation
     if prompts.manifest.codec != "prompt" or prompts.layer_bytes is not None:
         raise ExperimentError(
@@ -69,6 +69,9 @@ def layer_sizes(prompts: Presentation) -> tuple[np.ndarray, np.ndarray]:
     """Return what a layered ladder of the same prompts takes: media bytes [S, R] of each layer, init bytes [R].
 
     Its frames are those of the independent ladder: only how the components are spread over files differs.
+
+    Raises:
+        ExperimentError: two representations have the same rank, so that neither is a layer of the other.
     """
     from dataclasses import replace
 
@@ -76,6 +79,9 @@ def layer_sizes(prompts: Presentation) -> tuple[np.ndarray, np.ndarray]:
 
     ranks = range(len(prompts.representations))
     infos = [read_init(prompts.read_init(rank)) for rank in ranks]
+    if len({info.rank for info in infos}) < len(infos):
+        names = ", ".join(rung.id for rung in prompts.representations)
+        raise ExperimentError(f"representations {names}: expected a rank each (packager build --top-interval 0)")
     layers = [replace(info, base_rank=infos[i - 1].rank if i else 0) for i, info in enumerate(infos)]
     sizes = []
     for number in range(prompts.segments):

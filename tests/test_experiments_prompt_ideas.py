@@ -1,11 +1,19 @@
 """Studies of layers, concealment and loss: their parts by hand."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
+from experiments.clips import layer_sizes
+from experiments.errors import ExperimentError
 from experiments.intervals import bootstrap_mean
 from experiments.layers import trace_names
 from experiments.loss import BURST_PACKETS, cut, first_damage, gilbert_elliott, packets_of, sampled
+from packager.package import build_prompts
+from packager.settings import BuildConfig
+from packager.video import write_h264
 
 
 def test_an_interval_holds_the_mean_and_narrows():
@@ -50,8 +58,6 @@ def test_traces_are_spread_over_families():
 
 def test_pictures_are_lost_from_the_first_damaged_one_on(clip, tmp_path):
     """Sixteen pictures coded out of order: none without a byte, all with all, and more the more bytes there are."""
-    from fractions import Fraction
-
     from packager.baselines import encode_video
     from packager.video_encoders import H265, VideoStream
 
@@ -64,3 +70,21 @@ def test_pictures_are_lost_from_the_first_damaged_one_on(clip, tmp_path):
     counts = [whole(byte) for byte in range(len(segment) + 1)]
     assert counts == sorted(counts)
     assert len(set(counts)) > 3
+
+
+def test_layers_are_made_of_representations_with_a_rank_each(clip, tiny_folder, tmp_path):
+    video = tmp_path / "clip.mp4"
+    write_h264(video, clip, fps=Fraction(10), width=64, height=64, crf=10)
+    config = BuildConfig(
+        segment_s=0.8, metrics=["psnr_db"], device="cpu", ranks=[1, 4], generator=str(tiny_folder), iterations=1
+    )
+    alone, layered = (
+        build_prompts(video, tmp_path / name, replace(config, interval=8, top_interval=0, layered=name == "layered"))
+        for name in ("alone", "layered")
+    )
+    sizes, inits = layer_sizes(alone.presentation)
+    np.testing.assert_array_equal(sizes, layered.presentation.layer_bytes)
+    np.testing.assert_array_equal(inits, layered.presentation.init_bytes)
+    dense = build_prompts(video, tmp_path / "dense", replace(config, interval=8, top_interval=4))
+    with pytest.raises(ExperimentError, match=r"r01, r04, r04k4: expected a rank each .*--top-interval 0"):
+        layer_sizes(dense.presentation)
