@@ -36,8 +36,8 @@ GRID = 7  # places a side at which the taps' distances are compared
 _RUNS, _FRAMES, _CROPS = 16, 8, 2  # of a shard, of a run, of a frame
 PAIRS_PER_SHARD = _RUNS * _FRAMES * _CROPS
 _STRIDE = 2  # a run of a clip is this many times longer than what is kept of it: neighbours are much alike
-_CLIP_SHARE = 0.35  # of runs that come from clips, where there are clips
-_PROMPT_SHARE = 0.3  # of runs that show this codec; the other distortions share the rest
+_CLIP_SHARE = 0.5  # of runs that come from clips, where there are clips
+_PROMPT_SHARE = 0.5  # of runs that show this codec; the other distortions share the rest
 _HELD_OUT_SHARE = 4  # one clip in four, chosen by the checksum of its name, is never trained on
 
 

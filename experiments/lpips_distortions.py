@@ -43,8 +43,9 @@ CODECS = {"x264": ("libx264", 20, 50), "x265": ("libx265", 20, 50), "av1": ("lib
 TOP_RANK = 16
 """Of a ladder of this codec, by default."""
 _U_STEPS = (0.2, 1.0)  # quantization steps of U, around those of a ladder of prompts
-_KEY_INTERVALS = (1, 16)  # frames between key prompts
-_FIT_STEPS = 4  # of a fit that is only to show what fitted frames look like
+_KEY_INTERVALS = (2, 16)  # frames between key prompts, of runs no longer than that
+_FIT_STEPS = 20  # two thirds of the preset's: with four, many fits ended above their start and kept it
+_LADDER = (1, 2, 4, 8, TOP_RANK)
 
 
 def transcode(frames: np.ndarray, codec: str, crf: int) -> np.ndarray:
@@ -216,13 +217,16 @@ def crossfade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def render_stills(
-    frames: np.ndarray, generator: Generator, encoder: PromptEncoder, *, rank: int, u_step: float
+    frames: np.ndarray, generator: Generator, encoder: PromptEncoder, *, ranks: np.ndarray, u_step: float
 ) -> np.ndarray:
-    """Return the generator's frames for the encoder's prompts of single frames, quantized, without any fitting."""
+    """Return the generator's frames for the encoder's prompts of single frames, each cut to its own rank [T] and
+    quantized, without any fitting."""
     u, v = encoder(from_pixels(frames).to(generator.device))
-    steps = u_step * generator.step_scale[:rank]
-    u = torch.round(u[..., :rank] / steps) * steps
-    embeddings = generator.space.compose(u, v[:, :rank], generator.norm_rank(TOP_RANK))
+    top = int(ranks.max())
+    kept = torch.arange(top) < torch.from_numpy(ranks)[:, None]  # [T, R]
+    steps = u_step * generator.step_scale[:top]
+    u = torch.round(u[..., :top] / steps) * steps * kept[:, None, :].to(generator.device)
+    embeddings = generator.space.compose(u, v[:, :top], generator.norm_rank(TOP_RANK))
     out: list[Tensor] = [generator.generate(part) for part in embeddings.split(8)]
     return to_pixels(torch.cat(out)).cpu().numpy()
 
@@ -239,14 +243,15 @@ def render_fits(
 def prompts(
     frames: np.ndarray, rng: np.random.Generator, *, generator: Generator, encoder: PromptEncoder, motion: bool
 ) -> np.ndarray:
-    """Render the run from prompts at a random rank; a run of `motion` from a short fit, warped between key frames."""
-    top = min(TOP_RANK, generator.max_rank)
-    rank, u_step = int(rng.integers(1, top + 1)), float(rng.uniform(*_U_STEPS))
+    """Render each frame of the run from a prompt at a random rank; a run of `motion` from a fit, warped between key
+    frames."""
+    ladder = [rank for rank in _LADDER if rank <= generator.max_rank]
+    ranks, u_step = rng.choice(ladder, len(frames)), float(rng.uniform(*_U_STEPS))
     if not motion:
-        return render_stills(frames, generator, encoder, rank=rank, u_step=u_step)
-    interval = int(rng.integers(*_KEY_INTERVALS))
-    config = replace(FAST, iterations=_FIT_STEPS, interval=interval, u_step=u_step)
-    return render_fits(frames, generator, encoder, config, ranks=sorted({rank, top}))[0]
+        return render_stills(frames, generator, encoder, ranks=ranks, u_step=u_step)
+    config = replace(FAST, iterations=_FIT_STEPS, interval=int(rng.integers(*_KEY_INTERVALS)), u_step=u_step)
+    fitted = dict(zip(ladder, render_fits(frames, generator, encoder, config, ranks=ladder), strict=True))
+    return np.stack([fitted[rank][t] for t, rank in enumerate(ranks)])
 
 
 STILL: dict[str, Distortion] = {

@@ -168,8 +168,8 @@ Written by
 - Teacher: LPIPS v0.1, SqueezeNet 1.1, published weights.
 - Data: {len(trainer.training.taps)} pairs of {CROP_SIDE}x{CROP_SIDE} crops, from {training_pictures} pictures and,
   where given, three clips in four; distorted by JPEG, WebP, x264, x265, AV1, blur, resampling, noise, ghosting, shifts,
-  colour, blocks, two of them in a row, cross-fades, and in three runs of ten this codec at ranks 1 to {TOP_RANK}:
-  prompts from the encoder for pictures, short fits and motion between key frames for clips.
+  colour, blocks, two of them in a row, cross-fades, and in every second run this codec at ranks 1 to {TOP_RANK}:
+  prompts from the encoder for pictures, fits and motion between key frames for clips.
 - Loss: mean absolute error of the square roots of distances, at every tap's places and of the whole score.
 - Steps: {trainer.step} of {trainer.config.batch} pairs ({trainer.config.epochs} epochs), seed {trainer.config.seed};
   {trainer.seconds / 60:.0f} minutes on {trainer.device} with {torch.get_num_threads()} threads
