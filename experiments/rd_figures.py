@@ -37,8 +37,8 @@ _TICKS_KBPS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 def curves(study: Study, points: pd.DataFrame, conditions: str, paper: Paper = ACM) -> Figure:
     """Draw bitrate against every metric, a panel each, all codecs in each."""
     width_in = paper.width_in(2)
-    columns = min(len(study.metrics), 4 if width_in > 5 else 2)
-    rows = -(-len(study.metrics) // columns)
+    rows = -(-len(study.metrics) // (4 if width_in > 5 else 2))
+    columns = -(-len(study.metrics) // rows)  # five are three above two, not four above one
     with paper_style():
         figure, axes = plt.subplots(
             rows, columns, squeeze=False, layout="constrained", figsize=(width_in, 1.85 * rows + 0.55)
