@@ -130,12 +130,19 @@ def _describe_segment(data: bytes, init: bytes | None) -> str:
     segment = read_segment(info, data)
     keys = len(segment.keys)
     codes = sum(factor.size for key in segment.keys for factor in (key.u, key.v))
+    motion = []
+    if segment.motion is not None:
+        fields, _, rows, columns = segment.motion.shape
+        anchors = ", ".join(str(at) for at in segment.all_anchors)
+        codes += segment.motion.size
+        motion = [f"motion       {fields} fields of {rows} x {columns}, between frames {anchors}"]
     lines = [
         head,
         f"time         {start_s:.3f} s to {start_s + float(segment.frames / info.fps):.3f} s, {segment.frames} frames",
         f"bitrate      {len(data) * 8 * float(info.fps) / segment.frames / 1000:.1f} kbit/s",
         f"key prompts  {keys} of rank {segment.rank}",
-        f"each         {len(data) / keys:.1f} bytes, {len(data) * 8 / codes:.2f} bit/code",
+        *motion,
+        f"in all       {len(data) / keys:.1f} bytes a key prompt, {len(data) * 8 / codes:.2f} bit/code",
         "",
         *_table(_key_rows(segment)),
     ]

@@ -16,7 +16,7 @@ from packager.baselines import EncodeProgress, KnownSizes, encode_video
 from packager.cmaf import codecs_parameter
 from packager.encoder import PromptEncoder
 from packager.errors import BuildError
-from packager.fit import FitConfig, fit_segments, segments_that_fit
+from packager.fit import FitConfig, fit_segments, frames_in_a_step, segments_that_fit
 from packager.folder import BuildFolder
 from packager.requantize import meet_bytes
 from packager.video_encoders import VIDEO_ENCODERS, VideoStream
@@ -112,7 +112,7 @@ class FittedSegment:
 
     @property
     def best(self) -> Segment:
-        """The one of most bytes."""
+        """The one with most key prompts."""
         return self.top or self.usual
 
 
@@ -204,9 +204,8 @@ class PromptLadder:
     def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[FittedSegment]:
         """Return what `fit` returns for each of several segments, uint8 [T, H, W, 3], fitted at once."""
         frames = [from_pixels(_grow(frames, self.generator.native_size)) for frames in segments]
-        config = self._size()[1]
-        top = replace(config, interval=self._top_interval, still_error=config.still_error * _TOP_STILL_ERROR)
-        fits = [(config, self._ladder), (top, self._ladder[-1:])][: 2 if self._top else 1]
+        at_once = self._size()[1].frames_at_once
+        fits = [(replace(config, frames_at_once=at_once), ranks) for config, ranks in self._fits()]
         fitted = []
         for number, (config, ranks) in enumerate(fits):
 
@@ -219,8 +218,18 @@ class PromptLadder:
     def _size(self) -> tuple[int, FitConfig]:
         """Look at the memory once, in the process that fits."""
         if self._sized is None:
-            self._sized = segments_that_fit(self.generator, self.fit_config, self._segment_frames)
+            configs = [config for config, _ in self._fits()]
+            largest = max(configs, key=lambda config: frames_in_a_step(config, self._segment_frames))
+            self._sized = segments_that_fit(self.generator, largest, self._segment_frames)
         return self._sized
+
+    def _fits(self) -> list[tuple[FitConfig, list[int]]]:
+        """Return the fits of a segment, one after the other: their settings and ranks."""
+        config = self.fit_config
+        if not self._top:
+            return [(config, self._ladder)]
+        top = replace(config, interval=self._top_interval, still_error=config.still_error * _TOP_STILL_ERROR)
+        return [(config, self._ladder), (top, self._ladder[-1:])]
 
     def encode(self, index: int, fitted: FittedSegment, folder: BuildFolder) -> dict[str, bytes]:
         place = {"sequence": index + START_NUMBER, "start_frame": index * self._segment_frames}
@@ -247,7 +256,10 @@ class PromptLadder:
     def _meet(
         self, name: str, index: int, fitted: FittedSegment, folder: BuildFolder, place: Mapping[str, int]
     ) -> bytes:
-        """Return the segment in what its target leaves after the bytes so far, so that deviations do not add up."""
+        """Return the segment in what its target leaves after the bytes so far, so that deviations do not add up.
+
+        More key prompts are worth it only whole: coarsened to less they are worse than fewer of them.
+        """
         info = self._infos[name]
         frames = place["start_frame"] + fitted.usual.frames
         paths = [folder.init_path(name), *(folder.segment_path(name, before) for before in range(index))]
@@ -258,9 +270,9 @@ class PromptLadder:
         def write(coarse: Segment) -> bytes:
             return write_segment(info, coarse, **place)
 
-        return meet_bytes(
-            fitted.best if len(write(fitted.usual)) <= allowed_bytes else fitted.usual, allowed_bytes, write
-        )
+        if fitted.top and len(whole := write(fitted.top)) <= allowed_bytes:
+            return whole
+        return meet_bytes(fitted.usual, allowed_bytes, write)
 
 
 class VideoLadder:

@@ -25,6 +25,7 @@ from player.mp4 import (
 )
 from player.prompt_stream import MAX_RANK as MAX_RANK
 from player.prompt_stream import MAX_SEGMENT_CODES as MAX_SEGMENT_CODES
+from player.prompt_stream import MAX_SEGMENT_FRAMES as MAX_SEGMENT_FRAMES
 from player.prompt_stream import KeyPrompt as KeyPrompt
 from player.prompt_stream import Segment as Segment
 from player.prompt_stream import StreamInfo as StreamInfo
@@ -34,6 +35,7 @@ from player.sealed import CRC, read_sealed_init, write_sealed_init
 SCHEME_URI = "tag:promptdash,2026:prompt:1"
 _INFO = struct.Struct(">BBHHHIIHHHHIIHHB")  # docs/format.md, "StreamInfo"
 _CHAINED = 1  # flag: latents are carried from segment to segment
+_LEAST_CELLS = 1024  # that a motion field counts as: rendering stretches it, however coarse
 
 
 def write_init(info: StreamInfo) -> bytes:
@@ -117,6 +119,8 @@ def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
     layout = _layout(infos[-1], base, bool(opened[0].flags & V_SHARED))
     decoder = CodesDecoder(layout)
     scales, codes = [], []
+    for reader in opened[1:]:
+        reader.refuse_base()
     for info, reader in zip(infos, opened, strict=True):
         rank = info.rank - info.base_rank
         scales.append(reader.scales(keys, rank))
@@ -161,6 +165,8 @@ def _open_sample(info: StreamInfo, data: bytes, crc_below: int) -> tuple[int, by
     frames, rest = divmod(fragment.durations[0], info.fps.denominator)
     if len(fragment.durations) != 1 or rest or not frames:
         raise BitstreamError(f"samples of {fragment.durations[:8]} units, expected one of whole frames")
+    if frames > MAX_SEGMENT_FRAMES:
+        raise BitstreamError(f"segment of {frames} frames, at most {MAX_SEGMENT_FRAMES}")
     ((start, end),) = fragment.sample_ranges
     if end - start < CRC.size:
         raise BitstreamError(f"sample of {end - start} bytes is shorter than its CRC")
@@ -183,7 +189,8 @@ def _layout(info: StreamInfo, base: BaseHeader, v_shared: bool) -> Layout:
     """Return the shapes that the entropy coder needs; refuse more codes than a segment may have."""
     keys = len(base.offsets)
     fields = keys + len(base.anchors) - 1
-    motion_codes = 2 * fields * base.motion_grid[0] * base.motion_grid[1]
+    cells = base.motion_grid[0] * base.motion_grid[1]
+    motion_codes = 2 * fields * max(cells, _LEAST_CELLS) if cells else 0
     codes = info.rank * keys * (info.tokens + info.width) + motion_codes
     if codes > MAX_SEGMENT_CODES:
         raise BitstreamError(f"{keys} key prompts of rank {info.rank}: {codes} codes, at most {MAX_SEGMENT_CODES}")

@@ -13,6 +13,7 @@ from player.errors import BitstreamError
 
 MAX_RANK = 4096
 MAX_SEGMENT_CODES = 1 << 22  # codes of one segment; bounds the memory and the time that hostile bytes can cost a reader
+MAX_SEGMENT_FRAMES = 1 << 16  # likewise; a minute at 240 frames/s has a quarter of them
 
 
 @dataclass(frozen=True)

@@ -68,22 +68,30 @@ class HeaderReader:
     def base(self) -> BaseHeader:
         """Read what only the layer that stands alone says."""
         count = self._number()
+        places_of = "anchors" if self.flags & ANCHORS else "key prompts"
         if not 1 <= count <= len(self._sample):  # each costs a byte or more
-            raise BitstreamError(f"{count} key prompts in a sample of {len(self._sample)} bytes")
+            raise BitstreamError(f"{count} {places_of} in a sample of {len(self._sample)} bytes")
         gaps = [self._number() for _ in range(count - 1)]
         is_key = [True] * count
         if self.flags & ANCHORS:
             is_key[1:], gaps = [bool(gap & 1) for gap in gaps], [gap >> 1 for gap in gaps]
             if all(is_key) or not is_key[-1] or not self.flags & MOTION:
-                raise BitstreamError("anchors of motion that are none")
+                raise BitstreamError(
+                    "anchors of motion, expected with motion, beside key prompts, and a key prompt last"
+                )
         if 0 in gaps:
-            raise BitstreamError("two key prompts at one frame")
+            raise BitstreamError(f"two {places_of} at one frame")
         places = np.cumsum([0, *gaps])
         offsets, anchors = (tuple(places[np.array(is_key) == kind].tolist()) for kind in (True, False))
         grid = (self._number(), self._number()) if self.flags & MOTION else (0, 0)
         if self.flags & MOTION and not (min(grid) and len(offsets) > 1):
             raise BitstreamError(f"a motion field of {grid[0]} x {grid[1]} between {len(offsets)} key prompts")
         return BaseHeader(offsets, grid, anchors)
+
+    def refuse_base(self) -> None:
+        """Refuse flags of what only the layer that stands alone says."""
+        if found := self.flags & (V_SHARED | MOTION | ANCHORS):
+            raise BitstreamError(f"segment: flags {found:#04x} in a layer above the first")
 
     def scales(self, keys: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the scales of U and V: float32 [rank], or [keys, rank] where key prompts differ."""

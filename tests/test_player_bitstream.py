@@ -138,11 +138,11 @@ def test_anchors_stand_beside_key_prompts():
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (1, b"\x41", "anchors of motion that are none"),  # no motion
-        (3, b"\x05\x05\x05\x07", "anchors of motion that are none"),  # every one a key prompt
-        (6, b"\x06", "anchors of motion that are none"),  # the last one is none
-        (3, b"\x00", "two key prompts at one frame"),
-        (2, b"\xff\x7f", "16383 key prompts"),
+        (1, b"\x41", "anchors of motion, expected with motion"),  # no motion
+        (3, b"\x05\x05\x05\x07", "anchors of motion, expected"),  # every one a key prompt
+        (6, b"\x06", "anchors of motion, expected"),  # the last one is none
+        (3, b"\x00", "two anchors at one frame"),
+        (2, b"\xff\x7f", "16383 anchors"),
     ],
 )
 def test_hostile_anchors_are_refused(offset, value, message):
@@ -154,6 +154,32 @@ def test_hostile_anchors_are_refused(offset, value, message):
     other[at + offset : at + offset + len(value)] = value
     with pytest.raises(BitstreamError, match=message):
         read_segment(info, reseal(info, bytes(other)))
+
+
+def test_a_bomb_of_anchors_is_refused():
+    """A field of one cell costs a decoder as much to stretch over the picture as any other."""
+    info = make_info(rank=1, tokens=1, width=1, grid=(0, 0))
+    keys = make_segment(info, offsets=(0, 2999)).keys
+    field = np.zeros((2999, 2, 1, 1), np.int16)
+    ones = np.ones(1, np.float32)
+    with pytest.raises(BitstreamError, match=r"2 key prompts of rank 1: 6141956 codes, at most 4194304"):
+        write_segment(info, Segment(3000, ones, ones, keys, field, tuple(range(1, 2999))), sequence=1, start_frame=0)
+    with pytest.raises(BitstreamError, match="segment of 70000 frames, at most 65536"):
+        read_segment(info, write_segment(info, make_segment(info, offsets=(0, 69_999)), sequence=1, start_frame=0))
+
+
+def test_an_upper_layer_has_no_flags_of_the_first():
+    chain = make_chain((1, 3))
+    layers = write_layers(chain, make_segment(chain[-1]), sequence=1, start_frame=0)
+    ((start, _),) = read_fragment(layers[1]).sample_ranges
+    for flag in (1 << 4, 1 << 5, 1 << 6):
+        other = bytearray(layers[1])
+        other[start + 5] |= flag
+        below = struct.unpack(">I", layers[0][start : start + 4])[0]
+        crc = zlib.crc32(other[:start] + other[start + 4 :], zlib.crc32(_pack_info(chain[1]), below))
+        other[start : start + 4] = struct.pack(">I", crc)
+        with pytest.raises(BitstreamError, match=f"flags {flag:#04x} in a layer above the first"):
+            read_layers(chain, layers[0] + bytes(other))
 
 
 def test_layers_belong_to_their_base():
