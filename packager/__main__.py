@@ -84,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         "--layered", action="store_true", help="each representation holds only what the one below lacks"
     )
     prompts.add_argument(
-        "--interval", type=int, default=0, metavar="N", help="frames between key prompts, at most (default 20)"
+        "--interval",
+        type=int,
+        default=defaults.interval,
+        metavar="N",
+        help="frames between key prompts, at most (default 20)",
     )
     prompts.add_argument(
         "--top-interval",

@@ -179,10 +179,9 @@ class _Descent:
         u, v = first_prompts(frames[torch.from_numpy(offsets)], generator, encoder, config, rank)
         if config.share_v:
             v = v.mean(dim=0, keepdim=True)
-        motion, anchors = None, ()
+        motion, anchors = None, offsets
         if config.motion and len(offsets) > 1:
-            stops = motion_anchors(offsets, config.motion_interval)
-            anchors = tuple(np.setdiff1d(stops, offsets).tolist())
+            anchors = motion_anchors(offsets, config.motion_interval)
             motion = nn.Parameter(estimate_motion(frames, offsets, anchors))
         u = nn.Parameter(u / generator.step_scale[:rank])
         return cls(frames, FitState(u, nn.Parameter(v), motion, offsets, anchors, config, generator), forward, ranks)
@@ -239,10 +238,13 @@ class _Descent:
         """Return what the fit minimises, over all frames at the full rank, in the generator's own precision."""
         frames, state = self._frames, self.state
         total = 0.0
+        rendered = None
         for chunk in torch.arange(len(frames), device=frames.device).split(self._config.frames_per_step):
             ranks = np.full(len(chunk), state.rank)
-            embeddings = state.prompts(chunk, ranks)
-            output = state.shown(self._forward.exact(embeddings), chunk, ranks)
+            if rendered is None or state.motion is None:  # with motion all chunks show the same key frames
+                embeddings = state.prompts(chunk, ranks)
+                rendered = self._forward.exact(embeddings)
+            output = state.shown(rendered, chunk, ranks)
             loss = state.frame_losses(frames[chunk], output).mean() + state.regularizer(embeddings)
             total += loss.item() * len(chunk) / len(frames)
         return total

@@ -28,7 +28,7 @@ class FitState:
     v: nn.Parameter  # [K or 1, R, D]
     motion: nn.Parameter | None  # [A - 1, 2, rows, columns] in pixels
     offsets: np.ndarray  # [K], frames that carry key prompts
-    anchors: tuple[int, ...]  # frames beside them that motion fields start and end at
+    anchors: np.ndarray  # [A], frames that motion fields start and end at, those with key prompts among them
     config: FitConfig
     generator: Generator
     losses: Tensor = field(init=False)  # [T], last known loss of each frame
@@ -40,8 +40,7 @@ class FitState:
         self.losses = torch.full((frames,), math.inf, device=device)
         self._weights = interpolation_matrix(self.offsets, frames).to(device)
         if self.motion is not None:
-            stops = np.sort(np.concatenate([self.offsets, np.array(self.anchors, np.int64)]))
-            self._between = Between.of(self.offsets, frames, stops).to(device)
+            self._between = Between.of(self.offsets, frames, self.anchors).to(device)
 
     @property
     def rank(self) -> int:
@@ -137,4 +136,5 @@ class FitState:
         motion = None
         if self.motion is not None:
             motion = quantize(self.motion, torch.tensor(MOTION_STEP_PX, device=self.u.device)).cpu().numpy()
-        return Segment(len(self.losses), u_scale, v_scale, keys, motion, self.anchors)
+        anchors = tuple(np.setdiff1d(self.anchors, self.offsets).tolist())
+        return Segment(len(self.losses), u_scale, v_scale, keys, motion, anchors)

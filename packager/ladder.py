@@ -110,11 +110,6 @@ class FittedSegment:
     top: Segment | None = None
     """Of the highest rank, with more key prompts."""
 
-    @property
-    def best(self) -> Segment:
-        """The one with most key prompts."""
-        return self.top or self.usual
-
 
 class PromptLadder:
     """Prompts at several ranks or bitrates, all from one nested fit per segment."""
@@ -238,10 +233,10 @@ class PromptLadder:
         if self.layered:
             infos = list(self._infos.values())
             return dict(zip(self._infos, write_layers(infos, fitted.usual, **place), strict=True))
-        return {
-            name: write_segment(info, (fitted.best if name == self._top else fitted.usual).truncate(info.rank), **place)
-            for name, info in self._infos.items()
-        }
+        segments = {name: fitted.usual.truncate(info.rank) for name, info in self._infos.items()}
+        if fitted.top:
+            segments[self._top] = fitted.top
+        return {name: write_segment(info, segments[name], **place) for name, info in self._infos.items()}
 
     def dependencies(self, representation: str) -> Sequence[str]:
         names = list(self.ranks)

@@ -21,7 +21,7 @@ _SHARES = (0.25, 0.5, 0.75)  # the frames between two key frames that are looked
 _SMOOTHNESS = 1e-3
 
 
-def estimate_motion(frames: Tensor, offsets: np.ndarray, anchors: Sequence[int] = ()) -> Tensor:
+def estimate_motion(frames: Tensor, offsets: np.ndarray, anchors: np.ndarray | None = None) -> Tensor:
     """Return the motion [A - 1, 2, rows, columns] in pixels between anchors, as `player.motion` reads it.
 
     Descends on the mean absolute difference between true frames and those blended from the true key frames, coarse to
@@ -31,16 +31,13 @@ def estimate_motion(frames: Tensor, offsets: np.ndarray, anchors: Sequence[int] 
     Args:
         frames: the segment [T, 3, H, W] in [-1, 1].
         offsets: the key frames [K].
-        anchors: frames beside them that motion fields start and end at.
+        anchors: frames [A] that motion fields start and end at, the key frames among them; None: those alone.
     """
     height, width = frames.shape[2:]
-    motion = torch.zeros(max(len(offsets) - 1, 0), 2, *motion_grid(height, width), device=frames.device)
-    if not anchors:
-        return _improve(motion, frames, offsets, offsets, _SCALES)
-    stops = np.sort(np.concatenate([offsets, anchors]))
-    motion = torch.zeros(len(stops) - 1, *motion.shape[1:], device=frames.device)
+    stops = offsets if anchors is None else anchors
+    motion = torch.zeros(max(len(stops) - 1, 0), 2, *motion_grid(height, width), device=frames.device)
     motion = _improve(motion, frames, stops, stops, _SCALES)
-    return _improve(motion, frames, offsets, stops, _PATH_SCALES)
+    return _improve(motion, frames, offsets, stops, _PATH_SCALES) if len(stops) > len(offsets) else motion
 
 
 def _improve(
@@ -99,7 +96,7 @@ def merge_still(frames: Tensor, offsets: np.ndarray, tolerance: float, interval:
             return offsets
         merged = np.delete(offsets, middles)
         stops = motion_anchors(merged, interval)
-        motion = estimate_motion(frames, merged, np.setdiff1d(stops, merged).tolist())
+        motion = estimate_motion(frames, merged, stops)
         between = Between.of(merged, len(frames), stops).to(frames.device)
         needed = []
         for middle in middles:
