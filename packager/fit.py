@@ -154,6 +154,7 @@ class _Descent:
         self._start = [parameter.detach().clone() for parameter in state.parameters()]
         self._before = self._objective()
         self._rng = np.random.default_rng(self._config.seed)
+        self._windows = torch.Generator().manual_seed(self._config.seed)
         rate = self._config.learning_rate
         groups: list[dict[str, Any]] = [{"params": [state.u, state.v]}]
         if state.motion is not None:
@@ -204,7 +205,9 @@ class _Descent:
     def losses(self, rendered: Tensor) -> Tensor:
         """Return the loss [n] of each frame that was drawn, of `prompts` rendered [m, 3, H, W]."""
         output = self.state.shown(rendered, self.chosen, self.drawn)
-        return self.state.frame_losses(self._frames[self.chosen], output)
+        frames = self._frames[self.chosen]
+        losses = self.state.frame_losses(frames, output)
+        return losses + self._forward.feature_losses(output, frames, self._windows)
 
     def step(self, losses: Tensor) -> None:
         """Follow the gradients, which met these losses [n]; the schedule may end the fit."""
@@ -245,8 +248,9 @@ class _Descent:
                 embeddings = state.prompts(chunk, ranks)
                 rendered = self._forward.exact(embeddings)
             output = state.shown(rendered, chunk, ranks)
-            loss = state.frame_losses(frames[chunk], output).mean() + state.regularizer(embeddings)
-            total += loss.item() * len(chunk) / len(frames)
+            losses = state.frame_losses(frames[chunk], output)
+            losses = losses + self._forward.feature_losses(output, frames[chunk])
+            total += (losses.mean() + state.regularizer(embeddings)).item() * len(chunk) / len(frames)
         return total
 
 

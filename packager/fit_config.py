@@ -47,8 +47,11 @@ class FitConfig:
     squared error (26 dB for a range of 2), near what prompts cost anyway: still and steady scenes. 0: never."""
     share_v: bool = True
     """One V for all key prompts of a segment; its repetition then costs almost no bytes."""
-    rate_weight: float = 0.04
+    rate_weight: float = 0.045
     """Weight of the estimated bits a value against the frame loss (docs/RESULTS.md)."""
+    feature_weight: float = 0.05
+    """Weight of the distance between features of our own network (packager/features.py) against the loss of pixels and
+    structure (docs/RESULTS.md). 0: those alone."""
     worst_share: float = 0.25
     """Share of each step's frames that is drawn from the worst so far."""
     embedding_weight: float = 0.0
@@ -82,6 +85,8 @@ class FitConfig:
         for name in ("learning_rate", "min_learning_rate", "u_step", "v_step"):
             if not getattr(self, name) > 0:
                 raise BuildError(f"fit.{name} is {getattr(self, name)}, expected more than 0")
+        if not self.feature_weight >= 0:
+            raise BuildError(f"fit.feature_weight is {self.feature_weight}, expected 0 or more")
         if self.schedule not in ("cosine", "plateau"):
             raise BuildError(f"fit.schedule is {self.schedule}, expected cosine or plateau")
         if self.autocast not in ("auto", "bfloat16", "float32"):
@@ -117,6 +122,7 @@ PAPER = FitConfig(
     motion=False,
     share_v=False,
     rate_weight=0.0,
+    feature_weight=0.0,
     embedding_weight=0.125,
     squared=True,
     start="random",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from packager.errors import BuildError
+from packager.features import feature_distance, load_features, random_window
 from packager.fit_config import FitConfig, descent_dtype
 from player.device_memory import most_frames
 from player.engine import compiled
@@ -25,6 +26,8 @@ class Forward:
         self.generator, self.dtype = generator, descent_dtype(config.autocast, generator.device)
         self.at_once = config.frames_at_once
         """Most frames that pass the generator together; 0: all."""
+        self._features = load_features(generator.device) if config.feature_weight else None
+        self._feature_weight = config.feature_weight
         self._halved = False
         self._descend = compiled(generator.generate, config.compile)
 
@@ -41,6 +44,24 @@ class Forward:
         """Return frames float32 [n, 3, H, W] of embeddings [n, L, D] in the generator's own precision."""
         parts = embeddings.split(self.at_once or len(embeddings))
         return torch.cat([self.generator.generate(part) for part in parts]).float()
+
+    def feature_losses(self, output: Tensor, target: Tensor, windows: torch.Generator | None = None) -> Tensor:
+        """Return the weighted feature distance [n] of frames [n, 3, H, W]; 0 where the fit has no such term.
+
+        Args:
+            output, target: rendered and true frames.
+            windows: what the descent draws the window from that is compared, in the precision of the descent; None:
+                whole frames, in float32.
+        """
+        if self._features is None:
+            return output.new_zeros(len(output))
+        if windows is not None:
+            height, width = output.shape[2:]
+            rows, columns = random_window(height, width, windows)
+            output, target = output[..., rows, columns], target[..., rows, columns]
+        enabled = windows is not None and self.dtype != torch.float32
+        with torch.autocast(output.device.type, self.dtype, enabled=enabled):
+            return self._feature_weight * feature_distance(self._features, output, target)
 
     def shrink(self, count: int, error: torch.OutOfMemoryError) -> None:
         """Let half of a step's `count` frames pass together from now on, once; the second time raise BuildError."""

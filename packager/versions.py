@@ -30,9 +30,10 @@ def machine_versions() -> dict[str, str]:
 
 
 def _code_digest() -> str:
-    """Return 12 hex digits over the source files that fit, write and decode."""
+    """Return 12 hex digits over the source files that fit, write and decode, and over what a fit looks with."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parent.parent
-    for path in sorted(path for package in _CODE for path in (root / package).rglob("*.py")):
+    sources = [path for package in _CODE for path in (root / package).rglob("*.py")]
+    for path in sorted([*sources, *(root / "packager" / "weights").glob("*.safetensors")]):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

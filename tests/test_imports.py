@@ -83,7 +83,13 @@ def test_the_light_half_imports_without_heavy_packages():
     assert result.stdout.strip() == ""
 
 
-LOSSES = ["packager/fit*.py", "packager/loss*.py", "packager/encoder*.py", "experiments/train*.py"]
+LOSSES = [
+    "packager/fit*.py",
+    "packager/loss*.py",
+    "packager/feature*.py",
+    "packager/encoder*.py",
+    "experiments/train*.py",
+]
 """What computes a training or fitting loss of the codec."""
 NO_CODECS = {"experiments/train_lpips.py", "experiments/train_abr.py"}
 """They train a metric, which no loss may use, and controllers, which see scores and never a picture."""
