@@ -3,9 +3,9 @@
 Four stages, as one network at once is slow to learn where each token belongs: (1) the autoencoder on crops, (2) the
 UNet and the amortised encoder in latent space, ranks nested by dropout, (3) all together on pixels, with quantization
 noise on the prompts, (4) the same against a discriminator, for texture. The losses are pixel and structural terms
-(packager/losses.py) and a discriminator trained along, never a network that is reported. Resumes from its last
-checkpoint, logs its curves to `log.csv`, and writes sample grids and a model card. `--start FOLDER` grows the networks
-out of an earlier export, with more ranks or latent channels.
+(packager/losses.py), features of our own network and a discriminator trained along, never a network that is reported.
+Resumes from its last checkpoint, logs its curves to `log.csv`, and writes sample grids and a model card. `--start
+FOLDER` grows the networks out of an earlier export, with more ranks or latent channels.
 """
 
 from __future__ import annotations

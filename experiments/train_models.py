@@ -52,6 +52,8 @@ class TrainConfig:
     """Stage 4: size of the adversarial gradient against that of the pixel loss, at the decoder's last layer."""
     matching_weight: float = 1.0
     """Stage 4: weight of the distance between the discriminator's features of a frame and of its rendering."""
+    feature_weight: float = 0.1
+    """Stage 4: weight of the distance between features of our own network (packager/features.py), as in a fit."""
     seed: int = 0
     save_every: int = 500
     """Steps between checkpoints."""

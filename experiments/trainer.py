@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from experiments.train_data import PictureSet, TrainingDataError
 from experiments.train_models import Models, TrainConfig, calibrate_steps
+from packager.features import feature_distance, load_features, random_window
 from packager.losses import frame_loss, rate_estimate
 from player.autoencoder import count_parameters
 
@@ -53,6 +54,7 @@ class Trainer:
         self.rng = np.random.default_rng(self.config.seed)
         self.models.to(self.device)
         self.bank = Tensor()
+        self._windows = torch.Generator().manual_seed(self.config.seed)
         self._judge: torch.optim.Optimizer  # the discriminator's, made when a stage begins
 
     # -- losses of the stages -------------------------------------------------------------------------------------
@@ -124,6 +126,10 @@ class Trainer:
         config, discriminator = self.config, self.models.discriminator
         frames = self.training.crops(config.batch[3], config.size, self.rng).to(self.device)
         pixel, output, terms = self._reconstruction(frames)
+        if config.feature_weight:
+            apart = self._feature_distance(output, torch.cat([frames, frames]))
+            pixel = pixel + 2 * config.feature_weight * apart  # `pixel` sums two renderings of each frame
+            terms["features"] = apart.item()
         terms["discriminator"] = self._train_discriminator(frames, output.detach())
         discriminator.requires_grad_(False)
         with torch.no_grad():
@@ -140,6 +146,13 @@ class Trainer:
         scale = (config.adversarial_weight * wanted_norm / (found_norm + 1e-6)).clamp(max=10.0).detach()
         terms |= {"matching": matching.item(), "adversarial": adversarial.item(), "scale": scale.item()}
         return pixel + config.matching_weight * matching + scale * adversarial, terms
+
+    def _feature_distance(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the mean feature distance of renderings, in a random window."""
+        height, width = output.shape[2:]
+        rows, columns = random_window(height, width, self._windows)
+        network = load_features(self.device)
+        return feature_distance(network, output[..., rows, columns], target[..., rows, columns]).mean()
 
     def _train_discriminator(self, real: Tensor, rendered: Tensor) -> float:
         """Take one step of the discriminator on frames and their renderings; return its hinge loss."""
@@ -252,6 +265,7 @@ class Trainer:
             "matching",
             "adversarial",
             "scale",
+            "features",
         ]
         fresh = not path.exists()
         with path.open("a", newline="") as stream:
@@ -379,8 +393,8 @@ ranks 1 to {config.rank}. Written by `python -m experiments.train_generator`.
 - Steps (autoencoder, latent, joint, adversarial): {config.steps}; frames a step: {config.batch}; seed {config.seed}.
 - Hardware: {hardware} ({platform.machine()}), torch {torch.__version__}; {self.seconds / 60:.0f} minutes of training.
 - Losses: mean absolute error and SSIM on three scales; latent squared error; an estimate of the prompts' bits; in the
-  adversarial stage a patch discriminator trained along and its features. No network that a metric knows, so that LPIPS
-  and SSIMULACRA2 stay honest measurements.
+  adversarial stage a patch discriminator trained along, its features, and those of our own network
+  (packager/features.py). No network that a metric knows, so that LPIPS and SSIMULACRA2 stay honest measurements.
 - Parameters (million): UNet {millions(generator.unet)}, decoder {millions(generator.decoder)}, encoder, which only the
   packager needs, {millions(encoder)}.
 
