@@ -92,7 +92,10 @@ def main(argv: list[str] | None = None) -> int:
         log.info("time is up at stage %d, step %d; the same command goes on from there", trainer.stage, trainer.step)
         return 0
     trainer.export(arguments.out / "export")
-    log.info("written to %s", arguments.out / "export")
+    export = arguments.out / "export"
+    log.info(
+        "written to %s; python -m experiments.held_out %s --images %s measures it", export, export, arguments.images
+    )
     return 0
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import train_generator
+from experiments import held_out, train_generator
 from experiments.train_data import TrainingDataError, load_pictures
 from packager.encoder import load_encoder
 from player.autoencoder import LatentEncoder, grid_sinusoids
@@ -54,6 +54,15 @@ def test_trains_exports_and_loads(pictures, tmp_path):
     assert v.shape == (1, 4, 128)
     assert generator.generate(generator.space.compose(u, v, 4)).shape == (1, 3, 64, 64)
     assert run(pictures, out, "--steps", "2,2,2,2") == 0  # finished: resumes at the end and exports again
+    assert held_out.main([str(out / "export"), "--images", str(pictures), "--device", "cpu"]) == 0
+    again = (out / "export" / "MODEL_CARD.md").read_text()
+    start, _, table = again.partition(held_out.HEADING)
+    assert card.startswith(start)
+    header, *rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert header.startswith("| prompt | PSNR [dB] |")
+    assert [row.split("|")[1].strip() for row in rows] == ["rank 1", "rank 2", "rank 4"]
+    psnr = [float(line.split("|")[2]) for line in card.splitlines() if line.startswith("| rank")]
+    assert [float(row.split("|")[2]) for row in rows] == pytest.approx(psnr, abs=0.1)  # card: before half precision
 
 
 @pytest.mark.slow
@@ -65,6 +74,17 @@ def test_stops_in_time_and_resumes_with_the_same_settings_only(pictures, tmp_pat
     assert "made with rank 4, expected 3" in capsys.readouterr().err
     assert run(pictures, out, "--steps", "2,2,2,2") == 0
     assert (out / "export" / "promptdash.json").exists()
+
+
+def test_held_out_refuses_what_is_no_export_in_one_line(pictures, tmp_path, capsys):
+    (tmp_path / "MODEL_CARD.md").write_text("# A generator\n")
+    for folder, expected in ((tmp_path, "has no part that begins with"), (tmp_path / "none", "No such file")):
+        assert held_out.main([str(folder), "--images", str(pictures)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("held_out: ")
+        assert expected in error
+        assert error.count("\n") == 1
+    assert (tmp_path / "MODEL_CARD.md").read_text() == "# A generator\n"
 
 
 def test_pictures_are_split_and_cropped(pictures):

@@ -1,0 +1,123 @@
+"""Measure a trained generator on held-out pictures: `python -m experiments.held_out EXPORT --images DIR`.
+
+Prints a table of every rank, prompts straight from the encoder, in PSNR, MS-SSIM, SSIMULACRA2 and LPIPS (lpips-embedded
+where its weights are absent), and puts it into the export's model card. A command of its own: no code that trains may
+reach a metric (docs/metrics.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from packager.encoder import PromptEncoder
+    from player.generator import Generator
+    from player.quality.base import Metric
+
+HEADING = "Held-out pictures, "
+"""What begins the last part of a model card, which is replaced."""
+U_STEP = 0.25
+"""Quantization step of U, in its own unit, as in the training's noise."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.held_out", description=__doc__.split("\n")[0])
+    parser.add_argument("export", type=Path, help="folder that experiments.train_generator exported")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="the pictures of the training, loose or in tar files"
+    )
+    parser.add_argument("--limit", type=int, help="as in the training: it decides which pictures were held out")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # torch is imported late, so that --help answers at once
+    from experiments.train_data import TrainingDataError, load_pictures
+    from packager.encoder import load_encoder
+    from packager.errors import PackagerError
+    from player.errors import PlayerError
+    from player.generator import load_generator
+    from player.quality.base import QualityError
+    from player.quality.loading import load_metrics
+
+    card = arguments.export / "MODEL_CARD.md"
+    try:
+        before, heading, _ = card.read_text(encoding="utf-8").partition(HEADING)
+        if not heading:
+            raise ValueError(f"{card} has no part that begins with {HEADING.strip()!r}")
+        generator = load_generator(str(arguments.export), device=arguments.device, dtype="float32")
+        encoder = load_encoder(generator)
+        if encoder is None:
+            raise ValueError(f"{arguments.export} has no encoder, expected an export of experiments.train_generator")
+        _, held = load_pictures(arguments.images, limit=arguments.limit)
+        height, width = generator.native_size
+        if height != width:
+            raise ValueError(f"{arguments.export} renders {width}x{height}, expected a square")
+        metrics = load_metrics(device=str(generator.device), frame_size=(height, width))
+        table = quality_table(generator, encoder, held.centres(height), metrics)
+        card.write_text(
+            f"{before}{HEADING}{len(held.pictures)} centre crops, prompts straight from the encoder (no fitting), "
+            f"U quantized with step {U_STEP}.\nWritten by `python -m experiments.held_out`:\n\n{table}\n",
+            encoding="utf-8",
+        )
+    except (OSError, ValueError, TrainingDataError, PackagerError, PlayerError, QualityError) as error:
+        sys.stderr.write(f"held_out: {str(error).splitlines()[0]}\n")
+        return 1
+    print(table)
+    return 0
+
+
+def quality_table(
+    generator: Generator, encoder: PromptEncoder, frames: Tensor, metrics: Sequence[Metric], batch: int = 16
+) -> str:
+    """Return a Markdown table, one row a rank (1, 2, 4, ... and the encoder's), one column a metric, of means.
+
+    Args:
+        generator, encoder: of one export.
+        frames: pictures [n, 3, H, W] in [-1, 1], of the generator's native size.
+        metrics: what to measure.
+        batch: pictures that pass the generator together.
+    """
+    import numpy as np
+    import torch
+
+    from experiments.series import METRICS
+    from player.pixels import to_pixels
+
+    top = encoder(frames[:1].to(generator.device))[0].shape[-1]
+    ranks = sorted({top, *(1 << power for power in range(top.bit_length()) if 1 << power <= top)})
+    scores: dict[int, list[list[np.ndarray]]] = {rank: [[] for _ in metrics] for rank in ranks}
+    with torch.no_grad():
+        for part in frames.split(batch):
+            reference = to_pixels(part).numpy()
+            u, v = encoder(part.to(generator.device))
+            u = torch.round(u / U_STEP) * U_STEP
+            for rank in ranks:
+                embeddings = generator.space.compose(u[..., :rank], v[:, :rank], generator.settings.norm_rank)
+                output = to_pixels(generator.generate(embeddings)).cpu().numpy()
+                for found, metric in zip(scores[rank], metrics, strict=True):
+                    found.append(metric(reference, output))
+    styles = [METRICS[metric.name] for metric in metrics]
+    lines = ["| prompt | " + " | ".join(style.title for style in styles) + " |", "|---|" + "---:|" * len(styles)]
+    for rank in ranks:
+        means = [np.concatenate(found).mean() for found in scores[rank]]
+        cells = (f"{mean:.{style.digits}f}" for mean, style in zip(means, styles, strict=True))
+        lines.append(f"| rank {rank} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
