@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from player.generator import Generator
     from player.quality.base import Metric
 
-HEADING = "Held-out pictures, "
-"""What begins the last part of a model card, which is replaced."""
-U_STEP = 0.25
-"""Quantization step of U, in its own unit, as in the training's noise."""
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
@@ -46,18 +41,19 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # torch is imported late, so that --help answers at once
     from experiments.train_data import TrainingDataError, load_pictures
+    from experiments.train_models import TrainConfig
+    from experiments.trainer import HELD_OUT_HEADING
     from packager.encoder import load_encoder
     from packager.errors import PackagerError
     from player.errors import PlayerError
     from player.generator import load_generator
-    from player.quality.base import QualityError
     from player.quality.loading import load_metrics
 
     card = arguments.export / "MODEL_CARD.md"
     try:
-        before, heading, _ = card.read_text(encoding="utf-8").partition(HEADING)
+        before, heading, _ = card.read_text(encoding="utf-8").partition(HELD_OUT_HEADING)
         if not heading:
-            raise ValueError(f"{card} has no part that begins with {HEADING.strip()!r}")
+            raise ValueError(f"{card} has no part that begins with {HELD_OUT_HEADING.strip()!r}")
         generator = load_generator(str(arguments.export), device=arguments.device, dtype="float32")
         encoder = load_encoder(generator)
         if encoder is None:
@@ -69,11 +65,12 @@ def main(argv: list[str] | None = None) -> int:
         metrics = load_metrics(device=str(generator.device), frame_size=(height, width))
         table = quality_table(generator, encoder, held.centres(height), metrics)
         card.write_text(
-            f"{before}{HEADING}{len(held.pictures)} centre crops, prompts straight from the encoder (no fitting), "
-            f"U quantized with step {U_STEP}.\nWritten by `python -m experiments.held_out`:\n\n{table}\n",
+            f"{before}{HELD_OUT_HEADING}{len(held.pictures)} centre crops, prompts straight from the encoder "
+            f"(no fitting), U quantized with step {TrainConfig.u_step}.\n"
+            f"Written by `python -m experiments.held_out`:\n\n{table}\n",
             encoding="utf-8",
         )
-    except (OSError, ValueError, TrainingDataError, PackagerError, PlayerError, QualityError) as error:
+    except (OSError, ValueError, TrainingDataError, PackagerError, PlayerError) as error:
         sys.stderr.write(f"held_out: {str(error).splitlines()[0]}\n")
         return 1
     print(table)
@@ -95,16 +92,18 @@ def quality_table(
     import torch
 
     from experiments.series import METRICS
+    from experiments.train_models import TrainConfig
+    from experiments.trainer import octaves
     from player.pixels import to_pixels
 
     top = encoder(frames[:1].to(generator.device))[0].shape[-1]
-    ranks = sorted({top, *(1 << power for power in range(top.bit_length()) if 1 << power <= top)})
+    ranks, u_step = sorted({1, *octaves(top)}), TrainConfig.u_step
     scores: dict[int, list[list[np.ndarray]]] = {rank: [[] for _ in metrics] for rank in ranks}
     with torch.no_grad():
         for part in frames.split(batch):
             reference = to_pixels(part).numpy()
             u, v = encoder(part.to(generator.device))
-            u = torch.round(u / U_STEP) * U_STEP
+            u = torch.round(u / u_step) * u_step
             for rank in ranks:
                 embeddings = generator.space.compose(u[..., :rank], v[:, :rank], generator.settings.norm_rank)
                 output = to_pixels(generator.generate(embeddings)).cpu().numpy()

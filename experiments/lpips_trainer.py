@@ -16,6 +16,7 @@ from torch import Tensor
 
 from experiments.lpips_data import Pairs, pooled
 from experiments.train_data import TrainingDataError
+from experiments.training import CHECKPOINT, rate_share, save_state
 from player.decoder import from_pixels
 from player.quality.embedded import EmbeddedNetwork
 from player.quality.lpips import sum_of_means
@@ -122,7 +123,7 @@ class LpipsTrainer:
 
     def resume(self) -> bool:
         """Go on from the checkpoint, if there is one; return whether there was. The number of epochs may be another."""
-        path = self.out / "checkpoint.pt"
+        path = self.out / CHECKPOINT
         if not path.exists():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -137,11 +138,9 @@ class LpipsTrainer:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        partial = self.out / "checkpoint.partial"
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
         state |= {"seconds": self.seconds, "pairs": len(self.training.taps)}
-        torch.save(state, partial)
-        partial.replace(self.out / "checkpoint.pt")
+        save_state(self.out, state)
 
     def run(self, seconds: float = math.inf) -> bool:
         """Train to the end of the schedule or until about so many seconds are over; return whether it was the end.
@@ -168,12 +167,13 @@ class LpipsTrainer:
         return order[number * self.config.batch : (number + 1) * self.config.batch]
 
     def _descend(self, chosen: np.ndarray) -> float:
-        progress = self.step / self.steps
-        rate = self.config.learning_rate * min(1.0, (self.step + 1) / _WARM_UP_STEPS)
-        self.optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = self.config.learning_rate * rate_share(self.step, self.steps, _WARM_UP_STEPS)
+        self.optimizer.param_groups[0]["lr"] = rate
         crops = self.training.crops[chosen]
         pair = (from_pixels(crops[:, side]).to(self.device) for side in (0, 1))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=progress < 1 - _FULL_PRECISION_SHARE):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.step / self.steps < 1 - _FULL_PRECISION_SHARE
+        ):
             maps = self.network.tap_maps(*pair)
         target_maps = torch.from_numpy(self.training.maps[chosen]).float().to(self.device)
         target_taps = torch.from_numpy(self.training.taps[chosen]).to(self.device)

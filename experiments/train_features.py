@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from experiments.training import CHECKPOINT, add_run_arguments, rate_share, save_state
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 
 FILE = "features.safetensors"
 KINDS = ("none", "blur", "noise", "JPEG", "rescaled", "generator")
+_WARM_UP_STEPS = 100
 _NONE, _GENERATOR = KINDS.index("none"), KINDS.index("generator")
 
 
@@ -73,11 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures, loose or in tar files")
     parser.add_argument("--out", type=Path, default=Path("outputs/features"), help="checkpoint, curves, export")
     parser.add_argument("--steps", type=int, help=f"steps of training (default: {FeatureTrainConfig.steps})")
-    parser.add_argument("--limit", type=int, help="read at most this many pictures")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--minutes", type=float, help="stop after this many minutes, to be resumed by the same command")
-    parser.add_argument("--seed", type=int)
+    add_run_arguments(parser)
     return parser
 
 
@@ -207,7 +206,7 @@ class FeatureTrainer:
             while self.step < self.config.steps:
                 crops = upcoming.result()
                 upcoming = pool.submit(draw_crops, self.pictures, self.config, self.rng)
-                rate = min(1.0, (self.step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
+                rate = rate_share(self.step, self.config.steps, _WARM_UP_STEPS)
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.config.learning_rate * rate
                 with torch.autocast(self.device.type, torch.bfloat16):
@@ -275,8 +274,6 @@ class FeatureTrainer:
         log.info("step %d: %s", self.step, ", ".join(f"{name} {value:.3f}" for name, value in terms.items()))
 
     def _save(self) -> None:
-        import torch
-
         state = {
             "config": asdict(self.config),
             "step": self.step,
@@ -285,14 +282,12 @@ class FeatureTrainer:
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = self.out / "checkpoint.pt.part"
-        torch.save(state, partial)
-        partial.replace(self.out / "checkpoint.pt")
+        save_state(self.out, state)
 
     def _resume(self) -> None:
         import torch
 
-        path = self.out / "checkpoint.pt"
+        path = self.out / CHECKPOINT
         if not path.exists():
             return
         state = torch.load(path, map_location=self.device, weights_only=True)

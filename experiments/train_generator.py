@@ -16,6 +16,8 @@ import math
 import sys
 from pathlib import Path
 
+from experiments.training import add_run_arguments
+
 log = logging.getLogger(__name__)
 
 
@@ -31,11 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--latent-noise", metavar="LOW,HIGH", help="half-width of the noise on stage 1's latents")
     parser.add_argument("--size", type=int, help="side of a frame in pixels, a multiple of 32")
     parser.add_argument("--rank", type=int, help="largest rank")
-    parser.add_argument("--limit", type=int, help="read at most this many pictures")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--minutes", type=float, help="stop after this many minutes, to be resumed by the same command")
-    parser.add_argument("--seed", type=int)
+    add_run_arguments(parser)
     return parser
 
 
@@ -91,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.run(seconds=60 * arguments.minutes if arguments.minutes else math.inf):
         log.info("time is up at stage %d, step %d; the same command goes on from there", trainer.stage, trainer.step)
         return 0
-    trainer.export(arguments.out / "export")
     export = arguments.out / "export"
+    trainer.export(export)
     log.info(
         "written to %s; python -m experiments.held_out %s --images %s measures it", export, export, arguments.images
     )

@@ -19,16 +19,20 @@ from tqdm import tqdm
 
 from experiments.train_data import PictureSet, TrainingDataError
 from experiments.train_models import Models, TrainConfig, calibrate_steps
-from packager.features import feature_distance, load_features, random_window
+from experiments.training import CHECKPOINT, rate_share, save_state
+from packager.features import feature_distance, load_features
 from packager.losses import frame_loss, rate_estimate
 from player.autoencoder import count_parameters
 
 log = logging.getLogger(__name__)
 
+_WARM_UP_STEPS = 200
+HELD_OUT_HEADING = "Held-out pictures, "
+"""What begins the last part of a model card."""
 STAGES = ("autoencoder", "latent", "joint", "adversarial")
 
 
-def _octaves(rank: int) -> list[int]:
+def octaves(rank: int) -> list[int]:
     """Return 2, 4, 8... below a rank, and the rank itself."""
     return [*(2**k for k in range(1, 16) if 2**k < rank), rank]
 
@@ -127,7 +131,8 @@ class Trainer:
         frames = self.training.crops(config.batch[3], config.size, self.rng).to(self.device)
         pixel, output, terms = self._reconstruction(frames)
         if config.feature_weight:
-            apart = self._feature_distance(output, torch.cat([frames, frames]))
+            features = load_features(self.device)
+            apart = feature_distance(features, output, torch.cat([frames, frames]), self._windows).mean()
             pixel = pixel + 2 * config.feature_weight * apart  # `pixel` sums two renderings of each frame
             terms["features"] = apart.item()
         terms["discriminator"] = self._train_discriminator(frames, output.detach())
@@ -146,13 +151,6 @@ class Trainer:
         scale = (config.adversarial_weight * wanted_norm / (found_norm + 1e-6)).clamp(max=10.0).detach()
         terms |= {"matching": matching.item(), "adversarial": adversarial.item(), "scale": scale.item()}
         return pixel + config.matching_weight * matching + scale * adversarial, terms
-
-    def _feature_distance(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the mean feature distance of renderings, in a random window."""
-        height, width = output.shape[2:]
-        rows, columns = random_window(height, width, self._windows)
-        network = load_features(self.device)
-        return feature_distance(network, output[..., rows, columns], target[..., rows, columns]).mean()
 
     def _train_discriminator(self, real: Tensor, rendered: Tensor) -> float:
         """Take one step of the discriminator on frames and their renderings; return its hinge loss."""
@@ -223,7 +221,7 @@ class Trainer:
         bar = tqdm(total=total, initial=self.step, desc=STAGES[self.stage], disable=None)
         began = time.monotonic()
         while self.step < total:
-            rate = min(1.0, (self.step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * self.step / total))
+            rate = rate_share(self.step, total, _WARM_UP_STEPS)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate[self.stage] * rate
             with torch.autocast(self.device.type, torch.bfloat16):
@@ -291,15 +289,13 @@ class Trainer:
             "judge": self._judge.state_dict() if optimizer is not None else None,
             "rng": repr(self.rng.bit_generator.state),
         }
-        partial = self.out / "checkpoint.pt.part"
-        torch.save(state, partial)
-        partial.replace(self.out / "checkpoint.pt")
+        save_state(self.out, state)
 
     def resume(self) -> bool:
         """Take up the last checkpoint of the output folder, if there is one; return whether there was."""
         import ast
 
-        path = self.out / "checkpoint.pt"
+        path = self.out / CHECKPOINT
         if not path.exists():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -335,7 +331,7 @@ class Trainer:
         """Write a grid: held-out pictures; the autoencoder, until all is trained together; ranks from 2 by octaves."""
         self._evaluating()
         frames = self.held.centres(self.config.size, 8).to(self.device)
-        ranks: list[int | None] = [*_octaves(self.config.rank)] if self.stage else []
+        ranks: list[int | None] = [*octaves(self.config.rank)] if self.stage else []
         if self.stage < 2:
             ranks.insert(0, None)
         rows = [frames, *(self.reconstruct(frames, rank) for rank in ranks)]
@@ -348,7 +344,7 @@ class Trainer:
         self._evaluating()
         frames = self.held.centres(self.config.size)
         out = {}
-        ranks: list[int | None] = [1, *_octaves(self.config.rank)]
+        ranks: list[int | None] = [1, *octaves(self.config.rank)]
         if self.stage < 2:  # trained together, UNet and decoder leave the autoencoder's latents behind
             ranks.insert(0, None)
         for rank in ranks:
@@ -398,7 +394,7 @@ ranks 1 to {config.rank}. Written by `python -m experiments.train_generator`.
 - Parameters (million): UNet {millions(generator.unet)}, decoder {millions(generator.decoder)}, encoder, which only the
   packager needs, {millions(encoder)}.
 
-Held-out pictures, centre crops, prompts straight from the encoder (no fitting), U quantized with step {config.u_step}:
+{HELD_OUT_HEADING}centre crops, prompts straight from the encoder (no fitting), U quantized with step {config.u_step}:
 
 | prompt | PSNR (dB) |
 |---|---|

@@ -52,7 +52,9 @@ def _layers(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def feature_distance(network: FeatureNetwork, output: Tensor, target: Tensor) -> Tensor:
+def feature_distance(
+    network: FeatureNetwork, output: Tensor, target: Tensor, windows: torch.Generator | None = None
+) -> Tensor:
     """Return how far frames are apart [N]: squared differences of features of unit length, over places and scales.
 
     The form is that of LPIPS (Zhang et al. 2018), without its weights or any other network's.
@@ -60,7 +62,12 @@ def feature_distance(network: FeatureNetwork, output: Tensor, target: Tensor) ->
     Args:
         network: whose features count.
         output, target: [N, 3, H, W] in [-1, 1].
+        windows: what the random window is drawn from that alone is compared; None: whole frames.
     """
+    if windows is not None:
+        height, width = output.shape[2:]
+        rows, columns = random_window(height, width, windows)
+        output, target = output[..., rows, columns], target[..., rows, columns]
     distances = []
     with torch.no_grad():
         wanted = [_directions(features) for features in network(target)]

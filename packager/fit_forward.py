@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from packager.errors import BuildError
-from packager.features import feature_distance, load_features, random_window
+from packager.features import feature_distance, load_features
 from packager.fit_config import FitConfig, descent_dtype
 from player.device_memory import most_frames
 from player.engine import compiled
@@ -55,13 +55,9 @@ class Forward:
         """
         if self._features is None:
             return output.new_zeros(len(output))
-        if windows is not None:
-            height, width = output.shape[2:]
-            rows, columns = random_window(height, width, windows)
-            output, target = output[..., rows, columns], target[..., rows, columns]
         enabled = windows is not None and self.dtype != torch.float32
         with torch.autocast(output.device.type, self.dtype, enabled=enabled):
-            return self._feature_weight * feature_distance(self._features, output, target)
+            return self._feature_weight * feature_distance(self._features, output, target, windows)
 
     def shrink(self, count: int, error: torch.OutOfMemoryError) -> None:
         """Let half of a step's `count` frames pass together from now on, once; the second time raise BuildError."""

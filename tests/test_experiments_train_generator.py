@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments import held_out, train_generator
 from experiments.train_data import TrainingDataError, load_pictures
+from experiments.trainer import HELD_OUT_HEADING
 from packager.encoder import load_encoder
 from player.autoencoder import LatentEncoder, grid_sinusoids
 from player.generator import load_generator
@@ -56,7 +57,7 @@ def test_trains_exports_and_loads(pictures, tmp_path):
     assert run(pictures, out, "--steps", "2,2,2,2") == 0  # finished: resumes at the end and exports again
     assert held_out.main([str(out / "export"), "--images", str(pictures), "--device", "cpu"]) == 0
     again = (out / "export" / "MODEL_CARD.md").read_text()
-    start, _, table = again.partition(held_out.HEADING)
+    start, _, table = again.partition(HELD_OUT_HEADING)
     assert card.startswith(start)
     header, *rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert header.startswith("| prompt | PSNR [dB] |")
