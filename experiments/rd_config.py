@@ -41,7 +41,7 @@ _RATE_KEYS = ("build.bitrates_bps", "sheets_bps")
 
 def _study_build() -> BuildConfig:
     """Return the study's own packaging defaults: a wide ladder for the baselines."""
-    return BuildConfig(bitrates_bps=[8_000, 15_000, 30_000, 60_000, 120_000, 200_000])
+    return BuildConfig(jobs=0, bitrates_bps=[8_000, 15_000, 30_000, 60_000, 120_000, 200_000])
 
 
 @dataclass

@@ -98,7 +98,7 @@ class RunConfig:
     player: PlayerConfig = field(default_factory=PlayerConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
-    build: BuildConfig = field(default_factory=BuildConfig)
+    build: BuildConfig = field(default_factory=lambda: BuildConfig(jobs=0))
     quality: QualityConfig = field(default_factory=QualityConfig)
     codec: list[str] = field(default_factory=lambda: ["prompt", "h265"])
     """What to stream, each in a session of its own over the same link; `python -m packager list` lists the codecs."""

@@ -56,9 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--jobs",
         type=int,
-        default=1,
+        default=0,
         metavar="N",
-        help="processes that fit a segment each (default 1; prompts and vae)",
+        help="processes that fit a segment each (default: what suits the machine; prompts and vae)",
     )
     build.add_argument(
         "--ray",

@@ -20,6 +20,7 @@ from packager.fit import FitConfig, fit_segments, frames_in_a_step, segments_tha
 from packager.folder import BuildFolder
 from packager.requantize import meet_bytes
 from packager.video_encoders import VIDEO_ENCODERS, VideoStream
+from packager.workers import processes_for
 from player.bitstream import FORMAT_VERSION, Segment, StreamInfo, write_init, write_layers, write_segment
 from player.decoder import Decoder, create_decoder
 from player.generator import Generator
@@ -98,6 +99,10 @@ class JointCodec(Protocol):
 
     def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[Any]:
         """Return what `fit` returns for each of several segments, uint8 [T, H, W, 3]."""
+        ...
+
+    def processes(self, segments: int | None) -> int:
+        """Return how many processes are best to fit so many segments, or an unknown number; 1: this one alone."""
         ...
 
 
@@ -209,6 +214,13 @@ class PromptLadder:
 
             fitted.append(fit_segments(frames, self.generator, self.encoder, config, ranks=ranks, progress=told))
         return [FittedSegment(*parts) for parts in zip(*fitted, strict=True)]
+
+    def processes(self, segments: int | None) -> int:
+        """Return how many processes are best to fit so many segments; CUDA is kept busy by one."""
+        if self.generator.device.type != "cpu":
+            return 1
+        height, width = self.generator.native_size
+        return processes_for(segments, sum(config.iterations for config, _ in self._fits()), height * width)
 
     def _size(self) -> tuple[int, FitConfig]:
         """Look at the memory once, in the process that fits."""

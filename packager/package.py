@@ -280,7 +280,8 @@ def build(
         codec.prepare(folder, stream, source.frames, lambda share: report(f"encoding {codec.name}", share, 1.0))
         total = expected_segments(stream)
         tools = Tools.of(codec, folder, metrics)
-        with _workers(tools, ray, min(config.jobs, total or config.jobs)) as workers:
+        jobs = config.jobs or tools.processes(total)
+        with _workers(tools, ray, min(jobs, total or jobs)) as workers:
             records = build_segments(
                 source.segments(),
                 folder,

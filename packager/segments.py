@@ -56,6 +56,10 @@ class Tools:
         """Return how many segments to fit at once in this process."""
         return self.codec.together() if isinstance(self.codec, JointCodec) else 1
 
+    def processes(self, segments: int | None) -> int:
+        """Return how many processes are best for so many segments; 1: this one alone."""
+        return self.codec.processes(segments) if isinstance(self.codec, JointCodec) else 1
+
     def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[Any]:
         """Return what `fit` does for each of the segments, of which there are as many as `together` says at most."""
         if isinstance(self.codec, JointCodec):

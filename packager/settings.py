@@ -36,7 +36,8 @@ class BuildConfig:
     device: str = AUTO
     """Where fitting, rendering and measuring run: auto (CUDA if there is one), cpu, cuda or cuda:N."""
     jobs: int = 1
-    """Prompts and vae: processes that work on a segment each. How fast a package is made, not what it is."""
+    """Prompts and vae: processes that work on a segment each; 0: as many as this machine is best used by. How fast a
+    package is made, not what it is. More than one needs a main module that can be imported."""
     ray: str = ""
     """Prompts and vae: a Ray cluster that works on the segments: auto, local or host:port; empty is none."""
 
@@ -99,9 +100,9 @@ class BuildConfig:
                 raise BuildError(f"{name}={_listed(values)}: each can be given once")
         if not self.metrics:
             raise BuildError("metrics: expected auto or at least one name")
-        if not 1 <= self.jobs <= 256:
-            raise BuildError(f"jobs={self.jobs}: expected 1 to 256 processes")
-        if self.ray and self.jobs != 1:
+        if not 0 <= self.jobs <= 256:
+            raise BuildError(f"jobs={self.jobs}: expected 1 to 256 processes, or 0 for as many as suit the machine")
+        if self.ray and self.jobs > 1:
             raise BuildError(f"jobs={self.jobs}: a Ray cluster decides itself how many segments it works on")
         parse_size(self.size)
 

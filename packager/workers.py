@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 FIT_SHARE = 0.7
 """Of a segment's time, the rest is measuring; for the progress bar only."""
+_STEPS_WORTH_PROCESSES = 60  # a process takes about as long to start as 10 steps
+_PROCESS_BYTES = 1.4e9  # of a process that fits segments of 2 s at 256x256, and measures them (docs/RESULTS.md)
+_MEMORY_SHARE = 0.8  # of what is available
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,42 @@ class Workers:
         else:
             job.quality, job.share = message.value, 1.0
             worker.job = None
+
+
+def processes_for(segments: int | None, steps: int, frame_pixels: int) -> int:
+    """Return how many processes to fit segments with on this machine's CPU, where nobody said: 1 is this one alone.
+
+    One thread each is the most work a core can do: four threads on one fit are 2.3 times as fast as one
+    (docs/RESULTS.md). So there is a process a core, or a few more where the last round would leave cores idle; fewer
+    where memory is short; and this process alone where starting others would take longer than the work.
+
+    Args:
+        segments: how many there are; None: nobody knows.
+        steps: of gradient descent on each.
+        frame_pixels: of a frame, which memory goes by.
+    """
+    import torch
+
+    cores = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    if cores == 1 or not segments or segments * steps < _STEPS_WORTH_PROCESSES:
+        return 1
+    if segments <= cores:
+        wanted = segments
+    else:
+        rounds = segments // cores
+        wanted = -(-segments // rounds)  # five segments on four cores: five processes, not one that waits for four
+    each_bytes = _PROCESS_BYTES * max(1.0, frame_pixels / 256**2)
+    return max(1, min(wanted, int(_MEMORY_SHARE * _available_bytes() / each_bytes)))
+
+
+def _available_bytes() -> int:
+    """Return the memory that is free for programs, as the kernel estimates it; all there is where it does not tell."""
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+            found = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(found.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def threads_each(count: int) -> int:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.prepare import package_key
+from packager import package as package_module
+from packager import workers as workers_module
 from packager.encoder import load_encoder
 from packager.errors import BuildError, WorkerError
 from packager.fit import fit_preset
@@ -61,13 +64,13 @@ def test_jobs_change_neither_the_bytes_nor_what_is_left_of_a_broken_build(video,
 
     def stop(stage, segments, total):
         done.append(segments)
-        if segments >= 2:
+        if list((folder / ".build").glob("seg-*.json")):
             raise EnoughError
 
     with pytest.raises(EnoughError):
         build_prompts(video, folder, replace(config, jobs=2), progress=stop)
     assert multiprocessing.active_children() == []
-    assert len(list((folder / ".build").glob("seg-*.json"))) >= 1
+    assert not (folder / "manifest.mpd").exists()
     assert done == sorted(done)
     build_prompts(video, folder, config, resume=True)
     assert digest_of(folder) == digest_of(tmp_path / "one")
@@ -91,5 +94,46 @@ def test_jobs_are_no_part_of_what_a_package_is(video, config):
     several = replace(config, jobs=4)
     assert folder_name(video, "prompt", several) == folder_name(video, "prompt", config)
     assert package_key("prompt", video, several) == package_key("prompt", video, config)
-    with pytest.raises(BuildError, match=r"jobs=0: expected 1 to 256 processes"):
-        replace(config, jobs=0)
+    with pytest.raises(BuildError, match=r"jobs=-1: expected 1 to 256 processes, or 0"):
+        replace(config, jobs=-1)
+
+
+@pytest.mark.parametrize(
+    ("segments", "processes"),
+    [(None, 1), (0, 1), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7), (8, 4), (9, 5), (60, 4), (61, 5)],
+)
+def test_a_machine_of_four_cores_fits_with_as_many_processes_as_leave_none_idle(segments, processes, monkeypatch):
+    machine(monkeypatch, cores=4, available_bytes=1e12)
+    assert workers_module.processes_for(segments, 60, 256**2) == processes
+
+
+def test_little_work_one_core_and_little_memory_start_fewer_processes(monkeypatch):
+    machine(monkeypatch, cores=4, available_bytes=1e12)
+    assert workers_module.processes_for(5, 2, 256**2) == 1
+    machine(monkeypatch, cores=1, available_bytes=1e12)
+    assert workers_module.processes_for(5, 60, 256**2) == 1
+    machine(monkeypatch, cores=4, available_bytes=4e9)
+    assert workers_module.processes_for(5, 60, 256**2) == 2
+    assert workers_module.processes_for(5, 60, 1024**2) == 1
+    machine(monkeypatch, cores=4, available_bytes=None)
+    assert 1 <= workers_module.processes_for(5, 60, 256**2) <= 5
+
+
+def machine(monkeypatch, *, cores, available_bytes):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(workers_module.os, "sched_getaffinity", lambda _: set(range(cores)))
+    if available_bytes is not None:
+        monkeypatch.setattr(workers_module, "_available_bytes", lambda: available_bytes)
+
+
+def test_a_build_that_is_left_to_choose_makes_the_bytes_of_one_process(video, config, tmp_path, monkeypatch):
+    build_prompts(video, tmp_path / "one", config)
+    monkeypatch.setattr(workers_module, "_STEPS_WORTH_PROCESSES", 1)
+    machine(monkeypatch, cores=2, available_bytes=1e12)
+    started = []
+    monkeypatch.setattr(
+        package_module, "Workers", lambda tools, count: started.append(count) or workers_module.Workers(tools, count)
+    )
+    build_prompts(video, tmp_path / "chosen", replace(config, jobs=0))
+    assert started == [3]
+    assert digest_of(tmp_path / "chosen") == digest_of(tmp_path / "one")
