@@ -1,9 +1,9 @@
 """Fit prompts to the frames of segments by gradient descent through the generator.
 
 Every frame counts, not only those under a key prompt: the loss is taken after interpolation (along motion, or of the
-prompts as in the paper), through fake quantization with straight-through gradients, at a rank drawn for each frame, so
-that one fit serves every rank of the ladder. Several segments may descend together: their frames then pass the
-generator as one batch, and nothing else is shared.
+prompts as in the paper), through fake quantization with straight-through gradients. Every second step is taken at the
+full rank, those between at the lower ranks in turn, so that one fit serves every rank of the ladder. Several segments
+may descend together: their frames then pass the generator as one batch, and nothing else is shared.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from player.motion import motion_anchors
 log = logging.getLogger(__name__)
 
 _MOTION_LEARNING_RATE = 6.0  # of the fit's learning rate: motion is in pixels, not of unit scale
-_SAMPLE = 5  # every which frame of a step an objective compares the features of
+_LOOKED_AT = 3  # every which frame decides whether a fit was worth it
 
 
 def fit_segment(
@@ -117,7 +117,7 @@ def frames_in_a_step(config: FitConfig, frames: int) -> int:
     """Return how many frames at most pass the generator in a step of the fit of a segment of `frames` frames."""
     if not config.motion:
         return min(config.frames_per_step, frames)
-    return 2 * min(math.ceil((frames - 1) / config.key_interval) + 1, frames)  # the key frames, at two ranks
+    return min(math.ceil((frames - 1) / config.key_interval) + 1, frames)  # the key frames
 
 
 def _tell(progress: Callable[[int, int], None] | None, step: int, config: FitConfig) -> None:
@@ -189,7 +189,7 @@ class _Descent:
         return cls(frames, FitState(u, nn.Parameter(v), motion, offsets, anchors, config, generator), forward, ranks)
 
     def draw(self, step: int) -> None:
-        """Set the learning rate of a step, and draw its frames and their ranks."""
+        """Set the learning rate of a step, draw its frames and choose their rank."""
         config = self._config
         if config.schedule == "cosine":
             share = 0.1 + 0.45 * (1 + math.cos(math.pi * step / config.iterations))
@@ -197,18 +197,25 @@ class _Descent:
                 group["lr"] = share * peak
         chosen = _draw_frames(self.state, self._rng)
         self.chosen = torch.from_numpy(chosen).to(self._frames.device)
-        self.drawn = _draw_ranks(self._ranks, len(chosen), self._rng)
+        self.rank = rank_of_step(self._ranks, step)
+        self._first = step // 2 % 2  # of the frames whose features are compared
 
     def prompts(self) -> Tensor:
         """Return the embeddings [m, L, D] to render for what was drawn."""
-        return self.state.prompts(self.chosen, self.drawn)
+        return self.state.prompts(self.chosen, self.rank)
 
     def losses(self, rendered: Tensor) -> Tensor:
-        """Return the loss [n] of each frame that was drawn, of `prompts` rendered [m, 3, H, W]."""
-        output = self.state.shown(rendered, self.chosen, self.drawn)
+        """Return the loss [n] of each frame that was drawn, of `prompts` rendered [m, 3, H, W].
+
+        Features are compared for every second frame, with twice the weight: that is as good (docs/RESULTS.md).
+        """
+        output = self.state.shown(rendered, self.chosen)
         frames = self._frames[self.chosen]
         losses = self.state.frame_losses(frames, output)
-        return losses + self._forward.feature_losses(output, frames, self._windows)
+        some = slice(self._first if len(frames) > 1 else 0, None, 2)
+        apart = self._forward.feature_losses(output[some], frames[some], self._windows)
+        weight = len(frames) / len(apart)
+        return losses.index_add(0, torch.arange(len(frames), device=losses.device)[some], weight * apart)
 
     def step(self, losses: Tensor) -> None:
         """Follow the gradients, which met these losses [n]; the schedule may end the fit."""
@@ -239,23 +246,22 @@ class _Descent:
 
     @torch.no_grad()
     def _objective(self) -> float:
-        """Return what the fit minimises, over all frames at the full rank, in the generator's own precision.
+        """Return what the fit minimises, at the full rank, in the generator's own precision.
 
-        Features are compared for every `_SAMPLE`-th frame of a step: they cost more than all the rest.
+        Every third frame is looked at, and of every sixth the features: the two ends of a fit are far enough apart.
         """
         frames, state = self._frames, self.state
+        looked_at = torch.arange(0, len(frames), _LOOKED_AT, device=frames.device)
         total = 0.0
         rendered = None
-        for chunk in torch.arange(len(frames), device=frames.device).split(self._config.frames_per_step):
-            ranks = np.full(len(chunk), state.rank)
+        for chunk in looked_at.split(self._config.frames_per_step):
             if rendered is None or state.motion is None:  # with motion all chunks show the same key frames
-                embeddings = state.prompts(chunk, ranks)
+                embeddings = state.prompts(chunk, state.rank)
                 rendered = self._forward.exact(embeddings)
-            output = state.shown(rendered, chunk, ranks)
+            output = state.shown(rendered, chunk)
             loss = state.frame_losses(frames[chunk], output).mean() + state.regularizer(embeddings)
-            some = slice(None, None, _SAMPLE)
-            loss = loss + self._forward.feature_losses(output[some], frames[chunk[some]]).mean()
-            total += loss.item() * len(chunk) / len(frames)
+            loss = loss + self._forward.feature_losses(output[::2], frames[chunk[::2]]).mean()
+            total += loss.item() * len(chunk) / len(looked_at)
         return total
 
 
@@ -313,8 +319,8 @@ def _draw_frames(fit: FitState, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([np.minimum(drawn, total - 1), rng.choice(order, worst, replace=False)])
 
 
-def _draw_ranks(ranks: list[int], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a rank for each of `count` frames: every second one the full rank, the rest one of the ranks below it."""
-    drawn = np.full(count, rng.choice(ranks[:-1] or ranks))
-    drawn[::2] = ranks[-1]
-    return drawn
+def rank_of_step(ranks: Sequence[int], step: int) -> int:
+    """Return the rank of a step, counted from 0, of a fit at rising ranks: every second the full one, the lower ones in
+    turn between."""
+    *lower, full = ranks
+    return lower[step // 2 % len(lower)] if step % 2 and lower else full

@@ -22,7 +22,7 @@ class FitConfig:
     """Frames between key prompts, at most; 0: 20 with motion (docs/RESULTS.md), 10 without (Promptus, section 4.3)."""
     motion_interval: int = 5
     """Frames between anchors, at most: from anchor to anchor content moves evenly (player/motion.py)."""
-    iterations: int = 30
+    iterations: int = 36
     """Steps of gradient descent on a segment, at most."""
     frames_per_step: int = 10
     """Frames rendered a step, drawn over the whole segment."""

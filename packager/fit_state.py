@@ -66,39 +66,21 @@ class FitState:
         v = quantize_ste(self.v, torch.tensor(self.config.v_step, device=self.u.device))
         return u, v.expand(len(u), -1, -1)
 
-    def _compose(self, u: Tensor, v: Tensor, ranks: Tensor) -> Tensor:
-        """Return embeddings [n, L, D] of u [n, L, R], v [n, R, D], each cut to its own rank [n]."""
-        kept = torch.arange(self.rank, device=u.device) < ranks[:, None]  # [n, R]
-        return self.generator.space.compose(u * kept[:, None, :], v, self.generator.norm_rank(self.rank))
-
-    def prompts(self, chosen: Tensor, ranks: np.ndarray) -> Tensor:
-        """Return the embeddings [m, L, D] that are rendered to show the segment's frames `chosen` [n], each at its own
-        rank [n]: with motion the key prompts at one distinct rank after the other, else one for each frame."""
-        u, v = self.quantized()
+    def prompts(self, chosen: Tensor, rank: int) -> Tensor:
+        """Return the embeddings [m, L, D] that are rendered to show the segment's frames `chosen` [n] at a rank: with
+        motion the key prompts, else one for each frame."""
+        u, v = (factor.narrow(axis, 0, rank) for factor, axis in zip(self.quantized(), (2, 1), strict=True))
         if self.motion is None:
             weights = self._weights[chosen]
-            return self._compose(interpolate(u, weights), interpolate(v, weights), self._upload(ranks))
-        distinct = np.unique(ranks)
-        times = len(distinct)
-        return self._compose(u.repeat(times, 1, 1), v.repeat(times, 1, 1), self._upload(distinct.repeat(len(u))))
+            u, v = interpolate(u, weights), interpolate(v, weights)
+        return self.generator.space.compose(u, v, self.generator.norm_rank(self.rank))
 
-    def shown(self, rendered: Tensor, chosen: Tensor, ranks: np.ndarray) -> Tensor:
-        """Return the frames [n, 3, H, W] that come of `prompts` with the same arguments, rendered [m, 3, H, W]."""
+    def shown(self, rendered: Tensor, chosen: Tensor) -> Tensor:
+        """Return the frames `chosen` [n, 3, H, W] that come of what `prompts` gave for them, rendered [m, 3, H, W]."""
         if self.motion is None:
             return rendered
-        order = np.argsort(ranks, kind="stable")
-        counts = np.unique(ranks, return_counts=True)[1]
         motion = quantize_ste(self.motion, torch.tensor(MOTION_STEP_PX, device=self.u.device))
-        parts = [
-            frames_between(key_frames, motion, self._between[chosen[self._upload(members)]])
-            for key_frames, members in zip(
-                rendered.split(len(self.offsets)), np.split(order, counts.cumsum()[:-1]), strict=True
-            )
-        ]
-        return torch.cat(parts)[self._upload(np.argsort(order))]
-
-    def _upload(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.u.device)
+        return frames_between(rendered, motion, self._between[chosen])
 
     def frame_losses(self, frames: Tensor, output: Tensor) -> Tensor:
         """Return the loss [n] of rendered frames against true ones, both [n, 3, H, W]."""

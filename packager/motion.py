@@ -13,8 +13,8 @@ from torch.nn import functional
 from player.motion import Between, frames_between, motion_anchors, motion_grid
 
 # Coarse to fine: (side of the frames in pixels against the full side, steps of descent, step size in full pixels).
-_SCALES = ((1 / 16, 40, 3.0), (1 / 8, 40, 1.5), (1 / 4, 40, 0.7))
-_PATH_SCALES = ((1 / 8, 20, 1.0), (1 / 4, 30, 0.7))  # then along the whole way between key frames
+_SCALES = ((1 / 16, 40, 3.0), (1 / 8, 30, 1.5), (1 / 4, 15, 0.7))
+_PATH_SCALES = ((1 / 8, 20, 1.0), (1 / 4, 15, 0.7))  # then along the whole way between key frames
 _SHARES = (0.25, 0.5, 0.75)  # the frames between two key frames that are looked at
 # Mean absolute difference (range 2) that a pixel of difference between neighbouring vectors must win: still or
 # featureless parts then follow what surrounds them.

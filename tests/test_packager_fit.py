@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from packager.errors import BuildError
-from packager.fit import FAST, PRESETS, FitConfig, fit_preset, fit_segment, key_offsets, scene_cuts
+from packager.fit import FAST, PRESETS, FitConfig, fit_preset, fit_segment, key_offsets, rank_of_step, scene_cuts
 from packager.fit_state import FitState
 from packager.losses import frame_loss, rate_estimate, sequence_rate, structural_similarity
 from player.decoder import render_segment, to_pixels
@@ -114,10 +114,15 @@ def test_what_decodes_is_bit_for_bit_what_was_fitted(frames, tiny_generator, tin
     monkeypatch.setattr(FitState, "segment", lambda fit: fits.append(fit) or to_segment(fit))
     segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=5, motion=motion), ranks=[2, 4])
     with torch.no_grad():
-        everything = torch.arange(len(frames)), np.full(len(frames), 4)
-        fitted = fits[0].shown(tiny_generator.generate(fits[0].prompts(*everything)), *everything)
+        everything = torch.arange(len(frames))
+        fitted = fits[0].shown(tiny_generator.generate(fits[0].prompts(everything, 4)), everything)
     decoded = render_segment(segment, tiny_generator.norm_rank(4), tiny_generator)
     np.testing.assert_array_equal(decoded, to_pixels(fitted).numpy())
+
+
+def test_every_second_step_is_at_the_full_rank_and_the_lower_ones_take_turns():
+    assert [rank_of_step([2, 4, 8, 16], step) for step in range(8)] == [16, 2, 16, 4, 16, 8, 16, 2]
+    assert [rank_of_step([8], step) for step in range(3)] == [8, 8, 8]
 
 
 def test_each_component_has_the_step_the_generator_names(frames, tiny_generator, tiny_encoder, monkeypatch):
