@@ -1,8 +1,8 @@
 """Measure a trained generator on held-out pictures: `python -m experiments.held_out EXPORT --images DIR`.
 
 Prints a table of every rank, prompts straight from the encoder, in PSNR, MS-SSIM, SSIMULACRA2 and LPIPS (lpips-embedded
-where its weights are absent), and puts it into the export's model card. A command of its own: no code that trains may
-reach a metric (docs/metrics.md).
+where its weights are absent), and one of frames half way between two prompts of pictures in motion; both go into the
+export's model card. A command of its own: no code that trains may reach a metric (docs/metrics.md).
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from torch import Tensor
 
+    from experiments.train_data import PictureSet
     from packager.encoder import PromptEncoder
     from player.generator import Generator
     from player.quality.base import Metric
+
+BETWEEN_PX = (2, 4, 8, 16)
+"""Pixels that content moves between the two prompts."""
+BETWEEN_HEADING = (
+    "Half way between two prompts at full rank, unquantized, of held-out pictures in motion "
+    "(experiments/moving_pictures.py):"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{arguments.export} renders {width}x{height}, expected a square")
         metrics = load_metrics(device=str(generator.device), frame_size=(height, width))
         table = quality_table(generator, encoder, held.centres(height), metrics)
+        table += f"\n\n{BETWEEN_HEADING}\n\n" + between_table(generator, encoder, held, metrics)
         card.write_text(
             f"{before}{HELD_OUT_HEADING}{len(held.pictures)} centre crops, prompts straight from the encoder "
             f"(no fitting), U quantized with step {TrainConfig.u_step}.\n"
@@ -88,10 +98,8 @@ def quality_table(
         metrics: what to measure.
         batch: pictures that pass the generator together.
     """
-    import numpy as np
     import torch
 
-    from experiments.series import METRICS
     from experiments.train_models import TrainConfig
     from experiments.trainer import octaves
     from player.pixels import to_pixels
@@ -109,12 +117,58 @@ def quality_table(
                 output = to_pixels(generator.generate(embeddings)).cpu().numpy()
                 for found, metric in zip(scores[rank], metrics, strict=True):
                     found.append(metric(reference, output))
+    return _table("prompt", {f"rank {rank}": found for rank, found in scores.items()}, metrics)
+
+
+def between_table(
+    generator: Generator, encoder: PromptEncoder, held: PictureSet, metrics: Sequence[Metric], count: int = 64
+) -> str:
+    """Return a Markdown table of the frame half way, of its interpolated prompt and of what that is to beat.
+
+    Args:
+        generator, encoder: of one export.
+        held: pictures that are set in motion (experiments/moving_pictures.py).
+        metrics: what to measure.
+        count: pictures in motion a displacement.
+    """
+    import numpy as np
+    import torch
+
+    from experiments.moving_pictures import moving_picture
+    from player.pixels import to_pixels
+
+    size = generator.native_size[0]
+    scores: dict[str, list[list[np.ndarray]]] = {}
+    for displacement in BETWEEN_PX:
+        rng = np.random.default_rng(0)
+        ways = ("interpolated prompt", "prompts' renderings cross-faded", "a prompt of its own")
+        rows = [scores.setdefault(f"{displacement} px, {way}", [[] for _ in metrics]) for way in ways]
+        for _ in range(count):
+            clip = moving_picture(held, size, 0.5, rng, displacement)
+            with torch.no_grad():
+                u, v = encoder(clip.to(generator.device))
+                own = generator.space.compose(u, v, generator.settings.norm_rank)
+                first, half_way, last = generator.generate(own).float()
+                interpolated = generator.generate((own[:1] + own[2:]) / 2).float()
+            reference = to_pixels(clip[1:2]).numpy()
+            for row, output in zip(rows, (interpolated, (first + last)[None] / 2, half_way[None]), strict=True):
+                for found, metric in zip(row, metrics, strict=True):
+                    found.append(metric(reference, to_pixels(output).cpu().numpy()))
+    return _table("frame between", scores, metrics)
+
+
+def _table(heading: str, scores: Mapping[str, Sequence[Sequence[np.ndarray]]], metrics: Sequence[Metric]) -> str:
+    """Return the means of what was measured, a row a name and a column a metric."""
+    import numpy as np
+
+    from experiments.series import METRICS
+
     styles = [METRICS[metric.name] for metric in metrics]
-    lines = ["| prompt | " + " | ".join(style.title for style in styles) + " |", "|---|" + "---:|" * len(styles)]
-    for rank in ranks:
-        means = [np.concatenate(found).mean() for found in scores[rank]]
+    lines = [f"| {heading} | " + " | ".join(style.title for style in styles) + " |", "|---|" + "---:|" * len(styles)]
+    for name, row in scores.items():
+        means = [np.concatenate(found).mean() for found in row]
         cells = (f"{mean:.{style.digits}f}" for mean, style in zip(means, styles, strict=True))
-        lines.append(f"| rank {rank} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -54,6 +54,11 @@ class TrainConfig:
     """Stage 4: weight of the distance between the discriminator's features of a frame and of its rendering."""
     feature_weight: float = 0.1
     """Stage 4: weight of the distance between features of our own network (packager/features.py), as in a fit."""
+    moving_share: float = 0.5
+    """Stages 3 and 4: share of a step's frames that are the ends of pictures in motion, whose interpolated prompts
+    should render what lies between (experiments/moving_pictures.py). 0: photographs alone."""
+    between_weight: float = 1.0
+    """Stages 3 and 4: weight of a frame between against one of an end."""
     seed: int = 0
     save_every: int = 500
     """Steps between checkpoints."""

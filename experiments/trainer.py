@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments.moving_pictures import moving_pictures
 from experiments.train_data import PictureSet, TrainingDataError
 from experiments.train_models import Models, TrainConfig, calibrate_steps
 from experiments.training import CHECKPOINT, rate_share, save_state
@@ -35,6 +36,28 @@ STAGES = ("autoencoder", "latent", "joint", "adversarial")
 def octaves(rank: int) -> list[int]:
     """Return 2, 4, 8... below a rank, and the rank itself."""
     return [*(2**k for k in range(1, 16) if 2**k < rank), rank]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a step trains on."""
+
+    frames: Tensor  # [N, 3, H, W]: first the first frames of pictures in motion, then their last ones
+    between: Tensor  # [M, 3, H, W], what lies between those ends
+    shares: Tensor  # [M], where
+
+
+@dataclass(frozen=True)
+class _Reconstruction:
+    """What a step rendered."""
+
+    loss: Tensor
+    output: Tensor  # [2 N + M, 3, H, W]
+    target: Tensor  # likewise
+    terms: dict[str, float]
+
+    def loss_and_terms(self) -> tuple[Tensor, dict[str, float]]:
+        return self.loss, self.terms
 
 
 @dataclass
@@ -106,20 +129,41 @@ class Trainer:
 
     def joint_loss(self) -> tuple[Tensor, dict[str, float]]:
         """Stage 3: frames through prompts and the whole generator."""
-        frames = self.training.crops(self.config.batch[2], self.config.size, self.rng).to(self.device)
-        loss, _, terms = self._reconstruction(frames)
-        return loss, terms
+        return self._reconstruction(self.draw()).loss_and_terms()
 
-    def _reconstruction(self, frames: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Return the loss, the renderings [2 N, 3, H, W] at the full rank and at a prefix, and the loss's terms."""
+    def draw(self) -> Drawn:
+        """Draw a step's frames: photographs, and the ends of pictures in motion with what lies between."""
         config = self.config
-        embeddings, u, v = self._embeddings(self.models.encoder.latents(frames))
-        output = self.models.generator.generate(embeddings).float()
-        full, prefix = frame_loss(output, torch.cat([frames, frames])).chunk(2)
-        rate = rate_estimate(u, self.models.generator.settings.grid, config.u_step)
+        count = config.batch[self.stage]
+        moving = int(config.moving_share * count / 2)
+        photographs = self.training.crops(count - 2 * moving, config.size, self.rng).to(self.device)
+        if not moving:
+            return Drawn(photographs, photographs[:0], Tensor())
+        clips, shares = moving_pictures(self.training, moving, config.size, self.rng)
+        first, between, last = clips.to(self.device).unbind(dim=1)
+        return Drawn(torch.cat([first, last, photographs]), between, shares.to(self.device))
+
+    def _reconstruction(self, drawn: Drawn) -> _Reconstruction:
+        """Render what was drawn: the frames at the full rank and at a prefix, and what lies between at one of them."""
+        config, generator = self.config, self.models.generator
+        embeddings, u, v = self._embeddings(self.models.encoder.latents(drawn.frames))
+        moving = len(drawn.between)
+        if moving:
+            # a fit interpolates U under one V, which is this
+            at = len(drawn.frames) if self.rng.random() < 0.5 else 0
+            first, last = embeddings[at : at + 2 * moving].chunk(2)
+            embeddings = torch.cat([embeddings, torch.lerp(first, last, drawn.shares[:, None, None].to(first.dtype))])
+        output = generator.generate(embeddings).float()
+        target = torch.cat([drawn.frames, drawn.frames, drawn.between])
+        losses = frame_loss(output, target)
+        full, prefix, between = losses.split([len(drawn.frames), len(drawn.frames), moving])
+        rate = rate_estimate(u, generator.settings.grid, config.u_step)
         loss = full.mean() + prefix.mean() + config.rate_weight[self.stage] * rate + 1e-4 * v.square().mean()
         terms = {"pixel_full": full.mean().item(), "pixel_prefix": prefix.mean().item(), "bits": rate.item()}
-        return loss, output, terms
+        if moving:
+            loss = loss + config.between_weight * between.sum() / len(drawn.frames)
+            terms["pixel_between"] = between.mean().item()
+        return _Reconstruction(loss, output, target, terms)
 
     def adversarial_loss(self) -> tuple[Tensor, dict[str, float]]:
         """Stage 4: as stage 3, and the renderings should pass for photographs (hinge loss; Lim and Ye 2017).
@@ -128,21 +172,20 @@ class Trainer:
         section 3.1), so that neither drowns the other as training goes on.
         """
         config, discriminator = self.config, self.models.discriminator
-        frames = self.training.crops(config.batch[3], config.size, self.rng).to(self.device)
-        pixel, output, terms = self._reconstruction(frames)
+        drawn = self.draw()
+        rendered = self._reconstruction(drawn)
+        pixel, output, target, terms = rendered.loss, rendered.output, rendered.target, rendered.terms
         if config.feature_weight:
             features = load_features(self.device)
-            apart = feature_distance(features, output, torch.cat([frames, frames]), self._windows).mean()
+            apart = feature_distance(features, output, target, self._windows).mean()
             pixel = pixel + 2 * config.feature_weight * apart  # `pixel` sums two renderings of each frame
             terms["features"] = apart.item()
-        terms["discriminator"] = self._train_discriminator(frames, output.detach())
+        terms["discriminator"] = self._train_discriminator(drawn.frames, output.detach())
         discriminator.requires_grad_(False)
         with torch.no_grad():
-            _, wanted = discriminator(frames)
+            _, wanted = discriminator(target)
         scores, features = discriminator(output)
-        distances = [
-            (found - torch.cat([want, want])).abs().mean() for found, want in zip(features, wanted, strict=True)
-        ]
+        distances = [(found - want).abs().mean() for found, want in zip(features, wanted, strict=True)]
         matching = torch.stack(distances).sum()
         adversarial = -scores.mean()
         last = self.models.generator.decoder.body[-2].weight
@@ -258,6 +301,7 @@ class Trainer:
             "latent_prefix",
             "pixel_full",
             "pixel_prefix",
+            "pixel_between",
             "bits",
             "discriminator",
             "matching",
@@ -384,7 +428,9 @@ One-step latent generator for prompts, {config.size}x{config.size}, {generator.t
 ranks 1 to {config.rank}. Written by `python -m experiments.train_generator`.
 
 - Data: {len(self.training.pictures)} pictures of {len(sources)} sources, no video;
-  {len(self.held.pictures)} pictures more were held out.
+  {len(self.held.pictures)} pictures more were held out. Of the frames of the joint and the adversarial stage
+  {100 * config.moving_share:.0f} % are ends of pictures set in motion (experiments/moving_pictures.py), and what lies
+  between is rendered from their interpolated prompts.
 - Start: {self.start or "from nothing"}.
 - Steps (autoencoder, latent, joint, adversarial): {config.steps}; frames a step: {config.batch}; seed {config.seed}.
 - Hardware: {hardware} ({platform.machine()}), torch {torch.__version__}; {self.seconds / 60:.0f} minutes of training.

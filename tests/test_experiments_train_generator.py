@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 
 from experiments import held_out, train_generator
+from experiments.moving_pictures import moving_picture, moving_pictures
 from experiments.train_data import TrainingDataError, load_pictures
-from experiments.trainer import HELD_OUT_HEADING
+from experiments.train_models import TrainConfig, make_models
+from experiments.trainer import HELD_OUT_HEADING, Trainer
 from packager.encoder import load_encoder
 from player.autoencoder import LatentEncoder, grid_sinusoids
 from player.generator import load_generator
@@ -59,11 +62,15 @@ def test_trains_exports_and_loads(pictures, tmp_path):
     again = (out / "export" / "MODEL_CARD.md").read_text()
     start, _, table = again.partition(HELD_OUT_HEADING)
     assert card.startswith(start)
+    table, _, between = table.partition(held_out.BETWEEN_HEADING)
     header, *rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert header.startswith("| prompt | PSNR [dB] |")
     assert [row.split("|")[1].strip() for row in rows] == ["rank 1", "rank 2", "rank 4"]
     psnr = [float(line.split("|")[2]) for line in card.splitlines() if line.startswith("| rank")]
     assert [float(row.split("|")[2]) for row in rows] == pytest.approx(psnr, abs=0.1)  # card: before half precision
+    names = [line.split("|")[1].strip() for line in between.splitlines() if line.startswith("| ")]
+    assert len(names) == 1 + 3 * len(held_out.BETWEEN_PX)
+    assert names[1] == "2 px, interpolated prompt"
 
 
 @pytest.mark.slow
@@ -97,6 +104,49 @@ def test_pictures_are_split_and_cropped(pictures):
     assert crops.min() >= -1
     assert crops.max() <= 1
     assert training.weights.sum() == pytest.approx(1)
+
+
+def test_pictures_move_evenly_from_the_first_frame_to_the_last(pictures):
+    training, _ = load_pictures(pictures)
+    rng = np.random.default_rng(0)
+    clip = moving_picture(training, 64, 0.5, rng, displacement=4.0)
+    assert clip.shape == (3, 3, 64, 64)
+    assert clip.abs().max() <= 1
+    first, between, last = clip
+    apart = (last - first).abs().mean()
+    assert (between - first).abs().mean() < apart
+    assert (between - last).abs().mean() < apart
+    still = moving_picture(training, 64, 0.5, rng, displacement=0.0)
+    torch.testing.assert_close(still[0], still[2])
+    again, shares = moving_pictures(training, 3, 64, np.random.default_rng(5))
+    assert again.shape == (3, 3, 3, 64, 64)
+    assert set(shares.tolist()) <= {0.25, 0.5, 0.75}
+
+
+def test_a_step_draws_the_ends_of_motion_and_what_lies_between(pictures, tmp_path):
+    training, held = load_pictures(pictures)
+    config = TrainConfig(size=64, rank=4, batch=(8, 8, 8, 8), moving_share=0.5)
+    trainer = Trainer(config, make_models(config), training, held, tmp_path, torch.device("cpu"))
+    trainer.stage = 2
+    drawn = trainer.draw()
+    assert len(drawn.frames) == 8
+    assert len(drawn.between) == len(drawn.shares) == 2
+    clips, shares = moving_pictures_of(config, training)
+    torch.testing.assert_close(drawn.frames[:4], torch.cat([clips[:, 0], clips[:, 2]]))
+    torch.testing.assert_close(drawn.between, clips[:, 1])
+    torch.testing.assert_close(drawn.shares, shares)
+    still = replace(config, moving_share=0.0)
+    trainer = Trainer(still, make_models(still), training, held, tmp_path, torch.device("cpu"))
+    trainer.stage = 2
+    assert len(trainer.draw().frames) == 8
+    assert len(trainer.draw().between) == 0
+
+
+def moving_pictures_of(config, training):
+    """The pictures in motion that the first draw of a training sees."""
+    rng = np.random.default_rng(config.seed)
+    training.crops(4, config.size, rng)
+    return moving_pictures(training, 2, config.size, rng)
 
 
 def test_an_empty_folder_is_refused(tmp_path):
