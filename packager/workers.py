@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from packager.errors import PackagerError, WorkerError
+from packager.machine import available_bytes, usable_cores
 from player.errors import PlayerError
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ def processes_for(segments: int | None, steps: int, frame_pixels: int) -> int:
     """
     import torch
 
-    cores = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    cores = min(torch.get_num_threads(), usable_cores())
     if cores == 1 or not segments or segments * steps < _STEPS_WORTH_PROCESSES:
         return 1
     if segments <= cores:
@@ -180,24 +179,14 @@ def processes_for(segments: int | None, steps: int, frame_pixels: int) -> int:
         rounds = segments // cores
         wanted = -(-segments // rounds)  # five segments on four cores: five processes, not one that waits for four
     each_bytes = _PROCESS_BYTES * max(1.0, frame_pixels / 256**2)
-    return max(1, min(wanted, int(_MEMORY_SHARE * _available_bytes() / each_bytes)))
-
-
-def _available_bytes() -> int:
-    """Return the memory that is free for programs, as the kernel estimates it; all there is where it does not tell."""
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            found = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(found.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(wanted, int(_MEMORY_SHARE * available_bytes() / each_bytes)))
 
 
 def threads_each(count: int) -> int:
     """Return the threads of each of `count` processes: its part of the cores, never more than this process uses."""
     import torch
 
-    return max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // count))
+    return max(1, min(torch.get_num_threads(), usable_cores() // count))
 
 
 def _died(worker: _Worker) -> WorkerError:

@@ -115,15 +115,12 @@ def test_little_work_one_core_and_little_memory_start_fewer_processes(monkeypatc
     machine(monkeypatch, cores=4, available_bytes=4e9)
     assert workers_module.processes_for(5, 60, 256**2) == 2
     assert workers_module.processes_for(5, 60, 1024**2) == 1
-    machine(monkeypatch, cores=4, available_bytes=None)
-    assert 1 <= workers_module.processes_for(5, 60, 256**2) <= 5
 
 
 def machine(monkeypatch, *, cores, available_bytes):
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    monkeypatch.setattr(workers_module.os, "sched_getaffinity", lambda _: set(range(cores)))
-    if available_bytes is not None:
-        monkeypatch.setattr(workers_module, "_available_bytes", lambda: available_bytes)
+    monkeypatch.setattr(workers_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(workers_module, "available_bytes", lambda: available_bytes)
 
 
 def test_a_build_that_is_left_to_choose_makes_the_bytes_of_one_process(video, config, tmp_path, monkeypatch):

@@ -1,0 +1,37 @@
+"""What of the machine a build may use: cores and memory, a container's limits (cgroup v2) among them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def usable_cores() -> int:
+    """Return on how many cores this process may compute at a time."""
+    cores = len(os.sched_getaffinity(0))
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")  # microseconds of every so many, or "max"
+    if quota.isdecimal() and period.isdecimal():
+        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
+
+
+def available_bytes() -> int:
+    """Return the memory that is free for programs, as the kernel estimates it; all there is where it does not tell."""
+    found = [line.split()[1] for line in _read(_MEMINFO).splitlines() if line.startswith("MemAvailable:")]
+    free = int(found[0]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most, taken = (_read(_CGROUP / f"memory.{name}") for name in ("max", "current"))
+    if most.isdecimal() and taken.isdecimal():
+        free = min(free, max(0, int(most) - int(taken)))
+    return free
+
+
+def _read(path: Path) -> str:
+    """Return what a file of the kernel holds; nothing where it is not there."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
