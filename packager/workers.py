@@ -159,7 +159,7 @@ class Workers:
 def processes_for(segments: int | None, steps: int, frame_pixels: int) -> int:
     """Return how many processes to fit segments with on this machine's CPU, where nobody said: 1 is this one alone.
 
-    One thread each is the most work a core can do: four threads on one fit are 2.3 times as fast as one
+    One thread each is the most work a core can do: four threads on one fit are not twice as fast as one
     (docs/RESULTS.md). So there is a process a core, or a few more where the last round would leave cores idle; fewer
     where memory is short; and this process alone where starting others would take longer than the work.
 
