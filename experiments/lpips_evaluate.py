@@ -22,7 +22,7 @@ RANKS = (1, 2, 4, 8, 16)
 
 _SEED = 2
 _STRIDE = 4  # every how many of a clip's coded frames are measured
-_FIT_STEPS = 10  # a third of the preset's: the start is near the end
+_FIT_STEPS = 10  # fewer than the preset's: the start is near the end
 
 
 @dataclass(frozen=True)

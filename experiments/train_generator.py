@@ -31,6 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", help="steps of the four stages, comma-separated; 0 leaves one out")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="an earlier export to begin from")
     parser.add_argument("--latent-noise", metavar="LOW,HIGH", help="half-width of the noise on stage 1's latents")
+    parser.add_argument(
+        "--moving-share", type=float, help="share of the frames of stages 3 and 4 that are ends of pictures in motion"
+    )
     parser.add_argument("--size", type=int, help="side of a frame in pixels, a multiple of 32")
     parser.add_argument("--rank", type=int, help="largest rank")
     add_run_arguments(parser)
@@ -54,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
-        given = {name: getattr(arguments, name) for name in ("size", "rank", "seed")}
+        given = {name: getattr(arguments, name) for name in ("size", "rank", "seed", "moving_share")}
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
         if arguments.steps:
             steps = tuple(int(count) for count in arguments.steps.split(","))

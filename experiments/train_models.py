@@ -63,6 +63,10 @@ class TrainConfig:
     save_every: int = 500
     """Steps between checkpoints."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.moving_share <= 1:
+            raise ValueError(f"moving share {self.moving_share:g}: expected 0 to 1")
+
 
 class PatchDiscriminator(nn.Module):
     """Says of each patch of a frame whether it looks photographed (Isola et al. 2017), spectrally normalised.

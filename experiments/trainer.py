@@ -149,7 +149,7 @@ class Trainer:
         embeddings, u, v = self._embeddings(self.models.encoder.latents(drawn.frames))
         moving = len(drawn.between)
         if moving:
-            # a fit interpolates U under one V, which is this
+            # what interpolating U and V apart gives does not differ (docs/RESULTS.md)
             at = len(drawn.frames) if self.rng.random() < 0.5 else 0
             first, last = embeddings[at : at + 2 * moving].chunk(2)
             embeddings = torch.cat([embeddings, torch.lerp(first, last, drawn.shares[:, None, None].to(first.dtype))])

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="processes that fit a segment each (default: what suits the machine; prompts and vae)",
+        help="processes that fit a segment each, prompts and vae (default: vae one, prompts what suits the machine)",
     )
     build.add_argument(
         "--ray",

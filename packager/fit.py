@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -163,6 +164,7 @@ class _Descent:
         self._optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95))
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         self._smoothed, self._best, self._since = math.nan, math.inf, 0
+        self._steps_at: Counter[int] = Counter()  # rank: steps so far
 
     @classmethod
     def begin(
@@ -198,7 +200,8 @@ class _Descent:
         chosen = _draw_frames(self.state, self._rng)
         self.chosen = torch.from_numpy(chosen).to(self._frames.device)
         self.rank = rank_of_step(self._ranks, step)
-        self._first = step // 2 % 2  # of the frames whose features are compared
+        self._first = self._steps_at[self.rank] % 2  # of the frames whose features are compared
+        self._steps_at[self.rank] += 1
 
     def prompts(self) -> Tensor:
         """Return the embeddings [m, L, D] to render for what was drawn."""
@@ -207,11 +210,14 @@ class _Descent:
     def losses(self, rendered: Tensor) -> Tensor:
         """Return the loss [n] of each frame that was drawn, of `prompts` rendered [m, 3, H, W].
 
-        Features are compared for every second frame, with twice the weight: that is as good (docs/RESULTS.md).
+        Features, which cost most, are compared for every second frame with twice the weight. They say nothing of which
+        frame is the worst, then, and neither do steps at lower ranks.
         """
         output = self.state.shown(rendered, self.chosen)
         frames = self._frames[self.chosen]
         losses = self.state.frame_losses(frames, output)
+        if self.rank == self._ranks[-1]:
+            self.state.losses[self.chosen] = losses.detach()
         some = slice(self._first if len(frames) > 1 else 0, None, 2)
         apart = self._forward.feature_losses(output[some], frames[some], self._windows)
         weight = len(frames) / len(apart)
@@ -220,7 +226,6 @@ class _Descent:
     def step(self, losses: Tensor) -> None:
         """Follow the gradients, which met these losses [n]; the schedule may end the fit."""
         config, optimizer = self._config, self._optimizer
-        self.state.losses[self.chosen] = losses
         optimizer.step()
         value = losses.mean().item()
         self._smoothed = value if math.isnan(self._smoothed) else 0.8 * self._smoothed + 0.2 * value

@@ -31,7 +31,7 @@ class FitState:
     anchors: np.ndarray  # [A], frames that motion fields start and end at, those with key prompts among them
     config: FitConfig
     generator: Generator
-    losses: Tensor = field(init=False)  # [T], last known loss of each frame
+    losses: Tensor = field(init=False)  # [T], last known loss of each frame at the full rank, features left out
     _weights: Tensor = field(init=False)  # [T, K] interpolation of prompts
     _between: Between = field(init=False)  # where the frames lie between the key frames
 

@@ -20,13 +20,15 @@ from packager.fit import FitConfig, fit_segments, frames_in_a_step, segments_tha
 from packager.folder import BuildFolder
 from packager.requantize import meet_bytes
 from packager.video_encoders import VIDEO_ENCODERS, VideoStream
-from packager.workers import processes_for
+from packager.workers import plan
+from player.autoencoder import count_parameters
 from player.bitstream import FORMAT_VERSION, Segment, StreamInfo, write_init, write_layers, write_segment
 from player.decoder import Decoder, create_decoder
 from player.generator import Generator
 from player.manifest import START_NUMBER
 from player.pixels import from_pixels
 
+_SMALL_GENERATOR = 50_000_000  # parameters; the embedded one has 6 million
 _TOP_STILL_ERROR = 0.25  # of the fit's `still_error`: who asks for more key prompts wants fewer of them joined
 
 StepProgress = Callable[[float], None]
@@ -44,7 +46,7 @@ class SourceStream:
     height: int
     fps: Fraction
     segment_frames: int
-    expected_frames: int | None  # by the file's declared duration; only progress relies on it
+    expected_frames: int | None  # by the file's declared duration; progress and the number of processes rely on it
 
 
 class LadderCodec(Protocol):
@@ -101,8 +103,14 @@ class JointCodec(Protocol):
         """Return what `fit` returns for each of several segments, uint8 [T, H, W, 3]."""
         ...
 
-    def processes(self, segments: int | None) -> int:
-        """Return how many processes are best to fit so many segments, or an unknown number; 1: this one alone."""
+
+@runtime_checkable
+class DividedCodec(Protocol):
+    """A codec that knows by how many processes its segments are best fitted; beside `LadderCodec`."""
+
+    def processes(self, segments: int | None) -> tuple[int, int] | None:
+        """Return how many processes of how many threads fit so many segments, or an unknown number, best; None: this
+        one alone."""
         ...
 
 
@@ -215,12 +223,16 @@ class PromptLadder:
             fitted.append(fit_segments(frames, self.generator, self.encoder, config, ranks=ranks, progress=told))
         return [FittedSegment(*parts) for parts in zip(*fitted, strict=True)]
 
-    def processes(self, segments: int | None) -> int:
-        """Return how many processes are best to fit so many segments; CUDA is kept busy by one."""
-        if self.generator.device.type != "cpu":
-            return 1
+    def processes(self, segments: int | None) -> tuple[int, int] | None:
+        """Return by what so many segments are best fitted.
+
+        CUDA is kept busy by one process. A large generator, whose memory nobody knows, is loaded once unless asked.
+        """
+        if self.generator.device.type != "cpu" or count_parameters(self.generator) > _SMALL_GENERATOR:
+            return None
         height, width = self.generator.native_size
-        return processes_for(segments, sum(config.iterations for config, _ in self._fits()), height * width)
+        steps = sum(config.iterations for config, _ in self._fits())
+        return plan(segments, steps, self._segment_frames, height * width)
 
     def _size(self) -> tuple[int, FitConfig]:
         """Look at the memory once, in the process that fits."""

@@ -25,7 +25,9 @@ def available_bytes() -> int:
     free = int(found[0]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     most, taken = (_read(_CGROUP / f"memory.{name}") for name in ("max", "current"))
     if most.isdecimal() and taken.isdecimal():
-        free = min(free, max(0, int(most) - int(taken)))
+        stat = dict(line.split(" ", 1) for line in _read(_CGROUP / "memory.stat").splitlines())
+        cached = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))  # given up when asked for
+        free = min(free, max(0, int(most) - int(taken) + cached))
     return free
 
 

@@ -280,8 +280,7 @@ def build(
         codec.prepare(folder, stream, source.frames, lambda share: report(f"encoding {codec.name}", share, 1.0))
         total = expected_segments(stream)
         tools = Tools.of(codec, folder, metrics)
-        jobs = config.jobs or tools.processes(total)
-        with _workers(tools, ray, min(jobs, total or jobs)) as workers:
+        with _workers(tools, ray, config.jobs, total) as workers:
             records = build_segments(
                 source.segments(),
                 folder,
@@ -295,10 +294,16 @@ def build(
     return BuildResult(Presentation.load(path), reused=False)
 
 
-def _workers(tools: Tools, cluster: Cluster | None, jobs: int) -> AbstractContextManager[Workers | RayWorkers | None]:
+def _workers(
+    tools: Tools, cluster: Cluster | None, jobs: int, segments: int | None
+) -> AbstractContextManager[Workers | RayWorkers | None]:
     """Return who works on the segments: a cluster, processes, or nobody but this process."""
     if cluster is not None:
         return RayWorkers(tools, cluster)
+    if not jobs:
+        planned = tools.processes(segments)
+        return Workers(tools, *planned) if planned else nullcontext()
+    jobs = min(jobs, segments or jobs)
     return Workers(tools, jobs) if jobs > 1 else nullcontext()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from packager.errors import PackagerError
 from packager.folder import BuildFolder, SegmentRecord
-from packager.ladder import JointCodec, LadderCodec, StepProgress
+from packager.ladder import DividedCodec, JointCodec, LadderCodec, StepProgress
 from packager.workers import FIT_SHARE, Job, Workers
 from player.decoder import Decoder
 from player.quality import Metric
@@ -56,9 +56,9 @@ class Tools:
         """Return how many segments to fit at once in this process."""
         return self.codec.together() if isinstance(self.codec, JointCodec) else 1
 
-    def processes(self, segments: int | None) -> int:
-        """Return how many processes are best for so many segments; 1: this one alone."""
-        return self.codec.processes(segments) if isinstance(self.codec, JointCodec) else 1
+    def processes(self, segments: int | None) -> tuple[int, int] | None:
+        """Return how many processes of how many threads are best for so many segments; None: this one alone."""
+        return self.codec.processes(segments) if isinstance(self.codec, DividedCodec) else None
 
     def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[Any]:
         """Return what `fit` does for each of the segments, of which there are as many as `together` says at most."""

@@ -36,8 +36,8 @@ class BuildConfig:
     device: str = AUTO
     """Where fitting, rendering and measuring run: auto (CUDA if there is one), cpu, cuda or cuda:N."""
     jobs: int = 1
-    """Prompts and vae: processes that work on a segment each; 0: as many as this machine is best used by. How fast a
-    package is made, not what it is. More than one needs a main module that can be imported."""
+    """Prompts and vae: processes that work on a segment each; 0: for prompts as many as use this machine best, for vae
+    one. How fast a package is made, not what it is. More than one needs a main module that can be imported."""
     ray: str = ""
     """Prompts and vae: a Ray cluster that works on the segments: auto, local or host:port; empty is none."""
 

@@ -28,10 +28,15 @@ from player.errors import PlayerError
 if TYPE_CHECKING:
     from packager.segments import Quality, Tools
 
+log = logging.getLogger(__name__)
+
 FIT_SHARE = 0.7
 """Of a segment's time, the rest is measuring; for the progress bar only."""
+MOST_PROCESSES = 256
 _STEPS_WORTH_PROCESSES = 60  # a process takes about as long to start as 10 steps
-_PROCESS_BYTES = 1.4e9  # of a process that fits segments of 2 s at 256x256, and measures them (docs/RESULTS.md)
+_IDLE_WORTH_MORE = 0.1
+# A process that fits 60 frames at 256x256, and measures them by every metric, takes 1.5 GB (docs/packaging.md).
+_BASE_BYTES, _SEGMENT_BYTES = 0.6e9, 0.9e9
 _MEMORY_SHARE = 0.8  # of what is available
 
 
@@ -78,11 +83,12 @@ class _Worker:
 class Workers:
     """Up to `count` segments at work at a time; use as a context manager, which ends the processes."""
 
-    def __init__(self, tools: Tools, count: int) -> None:
+    def __init__(self, tools: Tools, count: int, threads: int = 0) -> None:
+        """Start `count` processes of so many threads each; 0: their part of the cores."""
         context = multiprocessing.get_context("spawn")  # a forked torch may hang
         self._workers: list[_Worker] = []
         try:
-            self._workers += (_Worker(context, threads_each(count)) for _ in range(count))
+            self._workers += (_Worker(context, threads or threads_each(count)) for _ in range(count))
             content = pickle.dumps(tools)
             for worker in self._workers:
                 self._send(worker, content)
@@ -156,30 +162,37 @@ class Workers:
             worker.job = None
 
 
-def processes_for(segments: int | None, steps: int, frame_pixels: int) -> int:
-    """Return how many processes to fit segments with on this machine's CPU, where nobody said: 1 is this one alone.
+def plan(segments: int | None, steps: int, frames: int, frame_pixels: int) -> tuple[int, int] | None:
+    """Return how many processes of how many threads fit segments best on this machine's CPU; None: this one alone.
 
     One thread each is the most work a core can do: four threads on one fit are not twice as fast as one
-    (docs/RESULTS.md). So there is a process a core, or a few more where the last round would leave cores idle; fewer
-    where memory is short; and this process alone where starting others would take longer than the work.
+    (docs/RESULTS.md). So there is a process a core, or a few more where the last round would leave cores idle: five
+    segments on four cores take five processes, not one that waits for four. Memory may lower the number of processes,
+    but never changes that of threads, which decides the bytes. Where starting processes would take longer than the
+    work, there is this one alone.
 
     Args:
         segments: how many there are; None: nobody knows.
         steps: of gradient descent on each.
-        frame_pixels: of a frame, which memory goes by.
+        frames, frame_pixels: of a segment, of a frame; what memory goes by.
     """
     import torch
 
-    cores = min(torch.get_num_threads(), usable_cores())
-    if cores == 1 or not segments or segments * steps < _STEPS_WORTH_PROCESSES:
-        return 1
-    if segments <= cores:
-        wanted = segments
-    else:
+    cores = min(torch.get_num_threads(), usable_cores(), MOST_PROCESSES)
+    if cores == 1 or segments in (0, 1) or (segments and segments * steps < _STEPS_WORTH_PROCESSES):
+        return None
+    count, threads = cores, 1
+    if segments and segments < cores:
+        count, threads = segments, cores // segments
+    elif segments:
         rounds = segments // cores
-        wanted = -(-segments // rounds)  # five segments on four cores: five processes, not one that waits for four
-    each_bytes = _PROCESS_BYTES * max(1.0, frame_pixels / 256**2)
-    return max(1, min(wanted, int(_MEMORY_SHARE * available_bytes() / each_bytes)))
+        idle = 1 - segments / (cores * -(-segments // cores))  # share of the time, with a process a core
+        count = -(-segments // rounds) if idle >= _IDLE_WORTH_MORE else cores
+    each_bytes = _BASE_BYTES + _SEGMENT_BYTES * (frames / 60) * (frame_pixels / 256**2)
+    fitting = max(1, int(_MEMORY_SHARE * available_bytes() / each_bytes))
+    if fitting < count:
+        log.info("free memory is enough for %d of %d processes", fitting, count)
+    return min(count, fitting), threads
 
 
 def threads_each(count: int) -> int:

@@ -157,6 +157,8 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_bad_arguments_are_one_line(pictures, tmp_path, capsys):
     assert run(pictures, tmp_path / "out", "--steps", "1,2") == 1
     assert capsys.readouterr().err == "train_generator: --steps 1,2: expected four numbers\n"
+    assert run(pictures, tmp_path / "out", "--moving-share", "1.5") == 1
+    assert capsys.readouterr().err == "train_generator: moving share 1.5: expected 0 to 1\n"
 
 
 def test_sinusoids_tell_cells_apart():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from packager import fit as fit_module
 from packager.errors import BuildError
 from packager.fit import FAST, PRESETS, FitConfig, fit_preset, fit_segment, key_offsets, rank_of_step, scene_cuts
 from packager.fit_state import FitState
@@ -123,6 +124,47 @@ def test_what_decodes_is_bit_for_bit_what_was_fitted(frames, tiny_generator, tin
 def test_every_second_step_is_at_the_full_rank_and_the_lower_ones_take_turns():
     assert [rank_of_step([2, 4, 8, 16], step) for step in range(8)] == [16, 2, 16, 4, 16, 8, 16, 2]
     assert [rank_of_step([8], step) for step in range(3)] == [8, 8, 8]
+
+
+def test_the_frames_that_are_drawn_as_the_worst_are_those_with_the_greatest_loss_of_pixels(
+    tiny_generator, tiny_encoder, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    flat = torch.zeros(12, 3, 64, 64)
+    flat[5] = torch.from_numpy(rng.uniform(-1, 1, (3, 64, 64)))  # no prompt makes this one
+    seen = []
+    step = fit_module._Descent.step
+
+    def watched(descent, losses):
+        seen.append((descent.rank, descent.state.losses.clone(), descent.chosen.tolist()))
+        step(descent, losses)
+
+    monkeypatch.setattr(fit_module._Descent, "step", watched)
+    fit_segment(flat, tiny_generator, tiny_encoder, quick(iterations=8, frames_per_step=12), ranks=[1, 4])
+    _, after_full, chosen = seen[0]
+    assert seen[0][0] == 4
+    assert after_full[chosen].isfinite().all()
+    rank, after_lower, _ = seen[1]
+    assert rank == 1
+    torch.testing.assert_close(after_lower, after_full)  # lower ranks and features say nothing of the worst
+    assert int(seen[-1][1][: len(flat)].nan_to_num(posinf=-1).argmax()) == 5
+
+
+@pytest.mark.parametrize("ranks", [[4], [2, 4], [1, 2, 4], [1, 2, 3, 4]])
+def test_at_every_rank_the_features_of_every_frame_of_a_step_take_their_turn(
+    ranks, frames, tiny_generator, tiny_encoder, monkeypatch
+):
+    drawn = []
+    draw = fit_module._Descent.draw
+
+    def watched(descent, step):
+        draw(descent, step)
+        drawn.append((descent.rank, descent._first))
+
+    monkeypatch.setattr(fit_module._Descent, "draw", watched)
+    fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=16), ranks=ranks)
+    for rank in ranks:
+        assert {first for drawn_rank, first in drawn if drawn_rank == rank} == {0, 1}
 
 
 def test_each_component_has_the_step_the_generator_names(frames, tiny_generator, tiny_encoder, monkeypatch):

@@ -41,7 +41,9 @@ def test_memory_is_the_least_of_what_is_free_and_what_a_container_may_still_take
     assert machine.available_bytes() == 4_096_000_000
     kernel(memory_max="3000000000", memory_current="1000000000")
     assert machine.available_bytes() == 2_000_000_000
-    kernel(memory_max="3000000000", memory_current="3500000000")
+    kernel(memory_stat="anon 100\nactive_file 200000000\ninactive_file 300000000")
+    assert machine.available_bytes() == 2_500_000_000
+    kernel(memory_max="3000000000", memory_current="3500000000", memory_stat="")
     assert machine.available_bytes() == 0
 
 

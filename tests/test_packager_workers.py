@@ -99,22 +99,46 @@ def test_jobs_are_no_part_of_what_a_package_is(video, config):
 
 
 @pytest.mark.parametrize(
-    ("segments", "processes"),
-    [(None, 1), (0, 1), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7), (8, 4), (9, 5), (60, 4), (61, 5)],
+    ("segments", "processes", "threads"),
+    [(2, 2, 2), (3, 3, 1), (4, 4, 1), (5, 5, 1), (7, 7, 1), (8, 4, 1), (9, 5, 1), (60, 4, 1), (61, 4, 1), (None, 4, 1)],
 )
-def test_a_machine_of_four_cores_fits_with_as_many_processes_as_leave_none_idle(segments, processes, monkeypatch):
+def test_a_machine_of_four_cores_fits_with_as_many_processes_as_leave_none_idle(
+    segments, processes, threads, monkeypatch
+):
     machine(monkeypatch, cores=4, available_bytes=1e12)
-    assert workers_module.processes_for(segments, 60, 256**2) == processes
+    assert workers_module.plan(segments, 60, 60, 256**2) == (processes, threads)
 
 
-def test_little_work_one_core_and_little_memory_start_fewer_processes(monkeypatch):
+def test_little_work_and_one_core_start_no_process(monkeypatch):
     machine(monkeypatch, cores=4, available_bytes=1e12)
-    assert workers_module.processes_for(5, 2, 256**2) == 1
+    assert workers_module.plan(5, 2, 60, 256**2) is None
+    assert workers_module.plan(1, 60, 60, 256**2) is None
     machine(monkeypatch, cores=1, available_bytes=1e12)
-    assert workers_module.processes_for(5, 60, 256**2) == 1
-    machine(monkeypatch, cores=4, available_bytes=4e9)
-    assert workers_module.processes_for(5, 60, 256**2) == 2
-    assert workers_module.processes_for(5, 60, 1024**2) == 1
+    assert workers_module.plan(5, 60, 60, 256**2) is None
+
+
+def test_memory_lowers_the_number_of_processes_and_not_that_of_threads_which_decides_the_bytes(monkeypatch):
+    for free_bytes, processes in ((1e12, 4), (4e9, 2), (1e9, 1), (0, 1)):
+        machine(monkeypatch, cores=4, available_bytes=free_bytes)
+        assert workers_module.plan(60, 60, 60, 256**2) == (processes, 1)
+    machine(monkeypatch, cores=4, available_bytes=8e9)
+    assert workers_module.plan(60, 60, 60, 512**2) == (1, 1)
+    assert workers_module.plan(60, 60, 30, 256**2) == (4, 1)
+
+
+def test_threads_that_were_limited_limit_the_processes_too(monkeypatch):
+    machine(monkeypatch, cores=8, available_bytes=1e12)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert workers_module.plan(60, 60, 60, 256**2) == (4, 1)
+    assert workers_module.plan(2, 60, 60, 256**2) == (2, 2)
+
+
+def test_a_large_generator_is_loaded_once_unless_asked(tiny_generator, monkeypatch):
+    codec = PromptLadder(tiny_generator, None, ranks=[2], fit=fit_preset("fast"))
+    machine(monkeypatch, cores=4, available_bytes=1e12)
+    assert codec.processes(8) == (4, 1)
+    monkeypatch.setattr("packager.ladder._SMALL_GENERATOR", 10)
+    assert codec.processes(8) is None
 
 
 def machine(monkeypatch, *, cores, available_bytes):
@@ -129,8 +153,8 @@ def test_a_build_that_is_left_to_choose_makes_the_bytes_of_one_process(video, co
     machine(monkeypatch, cores=2, available_bytes=1e12)
     started = []
     monkeypatch.setattr(
-        package_module, "Workers", lambda tools, count: started.append(count) or workers_module.Workers(tools, count)
+        package_module, "Workers", lambda *plan: started.append(plan[1:]) or workers_module.Workers(*plan)
     )
     build_prompts(video, tmp_path / "chosen", replace(config, jobs=0))
-    assert started == [3]
+    assert started == [(3, 1)]
     assert digest_of(tmp_path / "chosen") == digest_of(tmp_path / "one")
