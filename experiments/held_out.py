@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 def quality_table(
     generator: Generator, encoder: PromptEncoder, frames: Tensor, metrics: Sequence[Metric], batch: int = 16
 ) -> str:
-    """Return a Markdown table, one row a rank (1, 2, 4, ... and the encoder's), one column a metric, of means.
+    """Return a Markdown table, one row a rank (1, 2, 4, ... and the largest), one column a metric, of means.
 
     Args:
         generator, encoder: of one export.
@@ -104,8 +104,7 @@ def quality_table(
     from experiments.trainer import octaves
     from player.pixels import to_pixels
 
-    top = encoder(frames[:1].to(generator.device))[0].shape[-1]
-    ranks, u_step = sorted({1, *octaves(top)}), TrainConfig.u_step
+    ranks, u_step = sorted({1, *octaves(generator.max_rank)}), TrainConfig.u_step
     scores: dict[int, list[list[np.ndarray]]] = {rank: [[] for _ in metrics] for rank in ranks}
     with torch.no_grad():
         for part in frames.split(batch):
@@ -162,14 +161,14 @@ def _table(heading: str, scores: Mapping[str, Sequence[Sequence[np.ndarray]]], m
     import numpy as np
 
     from experiments.series import METRICS
+    from experiments.text_tables import Table, number
 
     styles = [METRICS[metric.name] for metric in metrics]
-    lines = [f"| {heading} | " + " | ".join(style.title for style in styles) + " |", "|---|" + "---:|" * len(styles)]
+    table = Table([heading, *(style.title for style in styles)])
     for name, row in scores.items():
-        means = [np.concatenate(found).mean() for found in row]
-        cells = (f"{mean:.{style.digits}f}" for mean, style in zip(means, styles, strict=True))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        means = (np.concatenate(found).mean() for found in row)
+        table.rows.append([name, *(number(mean, style.digits) for mean, style in zip(means, styles, strict=True))])
+    return table.markdown()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments.train_data import PictureSet
+from player.pixels import from_pixels, to_pixels
 
 DISPLACEMENTS = (1.0, 24.0)
 """Least and greatest distance in pixels that content moves from the first frame to the last, drawn by its logarithm."""
@@ -40,7 +41,7 @@ def moving_picture(
         picture = _read(pictures.crops(1, size, rng)[0], places)
         covers = _read(_blob(size, rng), places, outside="zeros") if layer else torch.ones(3, 1, size, size)
         frames = covers * picture + (1 - covers) * frames
-    return frames.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
+    return from_pixels(to_pixels(frames).numpy())
 
 
 def moving_pictures(pictures: PictureSet, count: int, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

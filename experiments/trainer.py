@@ -56,9 +56,6 @@ class _Reconstruction:
     target: Tensor  # likewise
     terms: dict[str, float]
 
-    def loss_and_terms(self) -> tuple[Tensor, dict[str, float]]:
-        return self.loss, self.terms
-
 
 @dataclass
 class Trainer:
@@ -129,7 +126,8 @@ class Trainer:
 
     def joint_loss(self) -> tuple[Tensor, dict[str, float]]:
         """Stage 3: frames through prompts and the whole generator."""
-        return self._reconstruction(self.draw()).loss_and_terms()
+        rendered = self._reconstruction(self.draw())
+        return rendered.loss, rendered.terms
 
     def draw(self) -> Drawn:
         """Draw a step's frames: photographs, and the ends of pictures in motion with what lies between."""
@@ -176,16 +174,18 @@ class Trainer:
         rendered = self._reconstruction(drawn)
         pixel, output, target, terms = rendered.loss, rendered.output, rendered.target, rendered.terms
         if config.feature_weight:
-            features = load_features(self.device)
-            apart = feature_distance(features, output, target, self._windows).mean()
+            apart = feature_distance(load_features(self.device), output, target, self._windows).mean()
             pixel = pixel + 2 * config.feature_weight * apart  # `pixel` sums two renderings of each frame
             terms["features"] = apart.item()
         terms["discriminator"] = self._train_discriminator(drawn.frames, output.detach())
         discriminator.requires_grad_(False)
         with torch.no_grad():
-            _, wanted = discriminator(target)
+            _, wanted = discriminator(torch.cat([drawn.frames, drawn.between]))
         scores, features = discriminator(output)
-        distances = [(found - want).abs().mean() for found, want in zip(features, wanted, strict=True)]
+        twice = len(drawn.frames)  # these are rendered at two ranks
+        distances = [
+            (found - torch.cat([want[:twice], want])).abs().mean() for found, want in zip(features, wanted, strict=True)
+        ]
         matching = torch.stack(distances).sum()
         adversarial = -scores.mean()
         last = self.models.generator.decoder.body[-2].weight

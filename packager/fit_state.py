@@ -69,7 +69,8 @@ class FitState:
     def prompts(self, chosen: Tensor, rank: int) -> Tensor:
         """Return the embeddings [m, L, D] that are rendered to show the segment's frames `chosen` [n] at a rank: with
         motion the key prompts, else one for each frame."""
-        u, v = (factor.narrow(axis, 0, rank) for factor, axis in zip(self.quantized(), (2, 1), strict=True))
+        u, v = self.quantized()
+        u, v = u[..., :rank], v[:, :rank]
         if self.motion is None:
             weights = self._weights[chosen]
             u, v = interpolate(u, weights), interpolate(v, weights)

@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+MOST_PROCESSES = 256
+"""That a build starts, whatever the machine."""
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 

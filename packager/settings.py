@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from packager.errors import BuildError
+from packager.machine import MOST_PROCESSES
 from player.codecs import CODECS as CODECS
 
 AUTO = "auto"
@@ -100,8 +101,9 @@ class BuildConfig:
                 raise BuildError(f"{name}={_listed(values)}: each can be given once")
         if not self.metrics:
             raise BuildError("metrics: expected auto or at least one name")
-        if not 0 <= self.jobs <= 256:
-            raise BuildError(f"jobs={self.jobs}: expected 1 to 256 processes, or 0 for as many as suit the machine")
+        if not 0 <= self.jobs <= MOST_PROCESSES:
+            expected = f"expected 1 to {MOST_PROCESSES} processes, or 0 for as many as suit the machine"
+            raise BuildError(f"jobs={self.jobs}: {expected}")
         if self.ray and self.jobs > 1:
             raise BuildError(f"jobs={self.jobs}: a Ray cluster decides itself how many segments it works on")
         parse_size(self.size)

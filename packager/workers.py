@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from packager.errors import PackagerError, WorkerError
-from packager.machine import available_bytes, usable_cores
+from packager.machine import MOST_PROCESSES, available_bytes, usable_cores
 from player.errors import PlayerError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 FIT_SHARE = 0.7
 """Of a segment's time, the rest is measuring; for the progress bar only."""
-MOST_PROCESSES = 256
 _STEPS_WORTH_PROCESSES = 60  # a process takes about as long to start as 10 steps
 _IDLE_WORTH_MORE = 0.1
 # A process that fits 60 frames at 256x256, and measures them by every metric, takes 1.5 GB (docs/packaging.md).
@@ -88,7 +87,8 @@ class Workers:
         context = multiprocessing.get_context("spawn")  # a forked torch may hang
         self._workers: list[_Worker] = []
         try:
-            self._workers += (_Worker(context, threads or threads_each(count)) for _ in range(count))
+            threads = threads or threads_each(count)
+            self._workers += (_Worker(context, threads) for _ in range(count))
             content = pickle.dumps(tools)
             for worker in self._workers:
                 self._send(worker, content)

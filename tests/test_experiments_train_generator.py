@@ -63,12 +63,13 @@ def test_trains_exports_and_loads(pictures, tmp_path):
     start, _, table = again.partition(HELD_OUT_HEADING)
     assert card.startswith(start)
     table, _, between = table.partition(held_out.BETWEEN_HEADING)
-    header, *rows = [line for line in table.splitlines() if line.startswith("| ")]
+    header, _, *rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert header.startswith("| prompt | PSNR [dB] |")
     assert [row.split("|")[1].strip() for row in rows] == ["rank 1", "rank 2", "rank 4"]
     psnr = [float(line.split("|")[2]) for line in card.splitlines() if line.startswith("| rank")]
     assert [float(row.split("|")[2]) for row in rows] == pytest.approx(psnr, abs=0.1)  # card: before half precision
     names = [line.split("|")[1].strip() for line in between.splitlines() if line.startswith("| ")]
+    assert names.pop(1) == "---"
     assert len(names) == 1 + 3 * len(held_out.BETWEEN_PX)
     assert names[1] == "2 px, interpolated prompt"
 
