@@ -107,7 +107,7 @@ def interpolation(
     import torch
 
     from packager.fit import key_offsets
-    from packager.motion import estimate_motion
+    from packager.motion import TrueMotion
     from player.decoder import from_pixels
     from player.motion import MOTION_STEP_PX, Between, frames_between
     from player.prompt import interpolate, interpolation_matrix
@@ -132,7 +132,7 @@ def interpolation(
     )
     shown = _render(generator, keys)
     yield "rendered key frames, cross-faded", _scores(metrics, frames[inner], interpolate(shown, weights))
-    motion = torch.round(estimate_motion(from_pixels(frames), offsets) / MOTION_STEP_PX) * MOTION_STEP_PX
+    motion = torch.round(TrueMotion(from_pixels(frames)).estimate(offsets) / MOTION_STEP_PX) * MOTION_STEP_PX
     between = Between.of(offsets, len(frames))[torch.from_numpy(inner)]
     yield (
         "rendered key frames, moved and cross-faded",

@@ -28,7 +28,7 @@ from packager.fit_config import descent_dtype as descent_dtype
 from packager.fit_config import fit_preset as fit_preset
 from packager.fit_forward import Forward, frames_with_gradient
 from packager.fit_state import FitState
-from packager.motion import estimate_motion, merge_still
+from packager.motion import TrueMotion
 from packager.scenes import key_offsets as key_offsets
 from packager.scenes import scene_cuts as scene_cuts
 from packager.start import first_prompts
@@ -76,7 +76,7 @@ def fit_segment(
         if observe is not None:
             observe(step, descents[0].state.segment)
 
-    return _fit([frames], generator, encoder, config, ranks, told)[0]
+    return _fit([frames], None, generator, encoder, config, ranks, told)[0]
 
 
 def fit_segments(
@@ -86,14 +86,16 @@ def fit_segments(
     config: FitConfig,
     *,
     ranks: Sequence[int],
+    motions: Sequence[TrueMotion] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Segment]:
-    """Fit several segments together; arguments as of `fit_segment`, `segments` holding the frames of each.
+    """Fit several segments together; arguments as of `fit_segment`, `segments` holding the frames of each, and
+    `motions`, if given, the motion of each: what an earlier fit of the same frames has found is not looked for again.
 
     Draws, schedule and optimizer are each segment's own, and a step's loss is the sum of theirs, so every segment gets
     the gradients that it gets alone. Only the rounding of products over a larger batch differs.
     """
-    return _fit(segments, generator, encoder, config, ranks, lambda step, _: _tell(progress, step, config))
+    return _fit(segments, motions, generator, encoder, config, ranks, lambda step, _: _tell(progress, step, config))
 
 
 def segments_that_fit(generator: Generator, config: FitConfig, frames: int) -> tuple[int, FitConfig]:
@@ -128,6 +130,7 @@ def _tell(progress: Callable[[int, int], None] | None, step: int, config: FitCon
 
 def _fit(
     segments: Sequence[Tensor],
+    motions: Sequence[TrueMotion] | None,
     generator: Generator,
     encoder: PromptEncoder | None,
     config: FitConfig,
@@ -142,7 +145,8 @@ def _fit(
         if tuple(frames.shape[2:]) != generator.native_size:
             raise BuildError(f"frames of {tuple(frames.shape[2:])} pixels, expected {generator.native_size}")
     forward = Forward(generator, config)
-    descents = [_Descent.begin(frames.to(generator.device), forward, encoder, config, ranks) for frames in segments]
+    motions = motions or [TrueMotion(frames.to(generator.device)) for frames in segments]
+    descents = [_Descent.begin(motion, forward, encoder, config, ranks) for motion in motions]
     _descend(descents, forward, config, told)
     return [descent.result() for descent in descents]
 
@@ -169,24 +173,24 @@ class _Descent:
     @classmethod
     def begin(
         cls,
-        frames: Tensor,
+        seen: TrueMotion,
         forward: Forward,
         encoder: PromptEncoder | None,
         config: FitConfig,
         ranks: Sequence[int],
     ) -> _Descent:
-        """Choose the key frames of frames [T, 3, H, W], and where their prompts and motion start."""
-        generator, rank = forward.generator, max(ranks)
+        """Choose the key frames of the frames that were seen, and where their prompts and motion start."""
+        generator, rank, frames = forward.generator, max(ranks), seen.frames
         offsets = key_offsets(len(frames), config.key_interval, scene_cuts(frames))
         if config.motion and config.still_error:
-            offsets = merge_still(frames, offsets, config.still_error, config.motion_interval)
+            offsets = seen.merge_still(offsets, config.still_error, config.motion_interval)
         u, v = first_prompts(frames[torch.from_numpy(offsets)], generator, encoder, config, rank)
         if config.share_v:
             v = v.mean(dim=0, keepdim=True)
         motion, anchors = None, offsets
         if config.motion and len(offsets) > 1:
             anchors = motion_anchors(offsets, config.motion_interval)
-            motion = nn.Parameter(estimate_motion(frames, offsets, anchors))
+            motion = nn.Parameter(seen.estimate(offsets, anchors))
         u = nn.Parameter(u / generator.step_scale[:rank])
         return cls(frames, FitState(u, nn.Parameter(v), motion, offsets, anchors, config, generator), forward, ranks)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -14,9 +16,12 @@ from packager.features import feature_distance, load_features
 from packager.fit_config import FitConfig, descent_dtype
 from player.device_memory import most_frames
 from player.engine import compiled
+from player.engine_parts import shared_copy
 from player.generator import Generator
 
 log = logging.getLogger(__name__)
+
+_MOST_PLAIN_PLACES = 1024
 
 
 class Forward:
@@ -30,6 +35,10 @@ class Forward:
         self._feature_weight = config.feature_weight
         self._halved = False
         self._descend = compiled(generator.generate, config.compile)
+        if config.compile == "off" and self._gains_by_plain_attention():
+            unet = shared_copy(generator.unet)
+            unet.set_attn_processor(AttnProcessor())
+            self._descend = partial(generator.generate, unet=unet)
 
     def descent(self, embeddings: Tensor) -> Tensor:
         """Return frames float32 [n, 3, H, W] of embeddings [n, L, D], rendered in the precision of the descent."""
@@ -58,6 +67,12 @@ class Forward:
         enabled = windows is not None and self.dtype != torch.float32
         with torch.autocast(output.device.type, self.dtype, enabled=enabled):
             return self._feature_weight * feature_distance(self._features, output, target, windows)
+
+    def _gains_by_plain_attention(self) -> bool:
+        """Return whether attention is descended faster as plain products than by torch's fused kernel, whose gradient
+        is slow on a CPU (docs/RESULTS.md); they hold a number for each pair of places of the latent."""
+        small = self.generator.start_latent[0].numel() <= _MOST_PLAIN_PLACES
+        return self.generator.device.type == "cpu" and self.dtype == torch.bfloat16 and small
 
     def shrink(self, count: int, error: torch.OutOfMemoryError) -> None:
         """Let half of a step's `count` frames pass together from now on, once; the second time raise BuildError."""

@@ -18,6 +18,7 @@ from packager.encoder import PromptEncoder
 from packager.errors import BuildError
 from packager.fit import FitConfig, fit_segments, frames_in_a_step, segments_that_fit
 from packager.folder import BuildFolder
+from packager.motion import TrueMotion
 from packager.requantize import meet_bytes
 from packager.video_encoders import VIDEO_ENCODERS, VideoStream
 from packager.workers import plan
@@ -214,13 +215,17 @@ class PromptLadder:
         frames = [from_pixels(_grow(frames, self.generator.native_size)) for frames in segments]
         at_once = self._size()[1].frames_at_once
         fits = [(replace(config, frames_at_once=at_once), ranks) for config, ranks in self._fits()]
+        motions = [TrueMotion(picture.to(self.generator.device)) for picture in frames]
         fitted = []
         for number, (config, ranks) in enumerate(fits):
 
             def told(step: int, steps: int, done: int = number) -> None:
                 progress((done + step / steps) / len(fits))
 
-            fitted.append(fit_segments(frames, self.generator, self.encoder, config, ranks=ranks, progress=told))
+            found = fit_segments(
+                frames, self.generator, self.encoder, config, ranks=ranks, motions=motions, progress=told
+            )
+            fitted.append(found)
         return [FittedSegment(*parts) for parts in zip(*fitted, strict=True)]
 
     def processes(self, segments: int | None) -> tuple[int, int] | None:

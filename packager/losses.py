@@ -26,11 +26,13 @@ def structural_similarity(a: Tensor, b: Tensor, window: int = 8, stride: int = 4
     """Return the mean SSIM [N] of luma planes [N, 1, H, W] in [-1, 1] over uniform windows.
 
     Wang et al. 2004 with a uniform 8x8 window at stride 4 (their first form, before the Gaussian), since average
-    pooling costs a tenth of a Gaussian filter on a CPU and its gradient is as useful.
+    pooling costs a tenth of a Gaussian filter on a CPU and its gradient is as useful. The window is a multiple of the
+    stride: it is put together from squares of the stride's side, each summed once.
     """
     a, b = a + 1, b + 1  # the luminance term is defined for intensities, which are not negative
     planes = torch.cat([a, b, a * a, b * b, a * b], dim=1)  # [N, 5, H, W]
-    mean_a, mean_b, aa, bb, ab = functional.avg_pool2d(planes, window, stride).unbind(dim=1)
+    squares = functional.avg_pool2d(planes, stride)
+    mean_a, mean_b, aa, bb, ab = functional.avg_pool2d(squares, window // stride, 1).unbind(dim=1)
     variance_a, variance_b, covariance = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     score = ((2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)) / (
         (mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2)

@@ -21,92 +21,106 @@ _SHARES = (0.25, 0.5, 0.75)  # the frames between two key frames that are looked
 _SMOOTHNESS = 1e-3
 
 
-def estimate_motion(frames: Tensor, offsets: np.ndarray, anchors: np.ndarray | None = None) -> Tensor:
-    """Return the motion [A - 1, 2, rows, columns] in pixels between anchors, as `player.motion` reads it.
+class TrueMotion:
+    """The motion of one segment, by its true frames: fits, and tries with fewer key frames, share what is found."""
 
-    Descends on the mean absolute difference between true frames and those blended from the true key frames, coarse to
-    fine, so that motion is found up to about 1/8 of the frame from anchor to anchor; first as if every anchor were a
-    key frame, then along the whole way between key frames. Zero where no frame lies between.
+    def __init__(self, frames: Tensor) -> None:
+        """Look at the frames [T, 3, H, W], in [-1, 1], of a segment."""
+        self.frames = frames
+        self._scaled: dict[float, Tensor] = {}  # by scale
+        self._nearest: dict[tuple[int, ...], Tensor] = {}  # by stops
+        self._whole: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}  # by key frames and stops
 
-    Args:
-        frames: the segment [T, 3, H, W] in [-1, 1].
-        offsets: the key frames [K].
-        anchors: frames [A] that motion fields start and end at, the key frames among them; None: those alone.
-    """
-    height, width = frames.shape[2:]
-    stops = offsets if anchors is None else anchors
-    motion = torch.zeros(max(len(stops) - 1, 0), 2, *motion_grid(height, width), device=frames.device)
-    motion = _improve(motion, frames, stops, stops, _SCALES)
-    return _improve(motion, frames, offsets, stops, _PATH_SCALES) if len(stops) > len(offsets) else motion
+    def estimate(self, offsets: np.ndarray, anchors: np.ndarray | None = None) -> Tensor:
+        """Return the motion [A - 1, 2, rows, columns] in pixels between anchors, as `player.motion` reads it.
 
+        Descends on the mean absolute difference between true frames and those blended from the true key frames, coarse
+        to fine, so that motion is found up to about 1/8 of the frame from anchor to anchor; first as if every anchor
+        were a key frame, then along the whole way between key frames. Zero where no frame lies between.
 
-def _improve(
-    motion: Tensor,
-    frames: Tensor,
-    offsets: np.ndarray,
-    stops: np.ndarray,
-    scales: Sequence[tuple[float, int, float]],
-) -> Tensor:
-    """Return the motion between `stops` after steps of descent, frames being made of the frames at `offsets`."""
-    looked_at = {round(a + s * (b - a)) for a, b in pairwise(stops) if b - a > 1 for s in _SHARES}
-    inner = sorted((looked_at | set(stops.tolist())) - set(offsets.tolist()))
-    if not inner:
-        return motion
-    chosen = torch.tensor(inner, device=frames.device)
-    between = Between.of(offsets, len(frames), stops).to(frames.device)[chosen]
-    key_frames = frames[torch.from_numpy(offsets).to(frames.device)]
-    motion.requires_grad_(True)
-    for scale, steps, rate in scales:
-        keys, targets = (
-            functional.interpolate(f, scale_factor=scale, mode="area") for f in (key_frames, frames[chosen])
-        )
-        optimizer = torch.optim.Adam([motion], lr=rate)
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (1 - step / steps)
-            error = (frames_between(keys, motion * scale, between) - targets).abs().mean()
-            rough = motion.diff(dim=2).abs().mean() + motion.diff(dim=3).abs().mean()
-            optimizer.zero_grad(set_to_none=True)
-            (error + _SMOOTHNESS * rough).backward()
-            optimizer.step()
-    return motion.detach()
+        Args:
+            offsets: the key frames [K].
+            anchors: frames [A] that motion fields start and end at, the key frames among them; None: those alone.
+        """
+        stops = offsets if anchors is None else anchors
+        near, whole = tuple(stops.tolist()), (tuple(offsets.tolist()), tuple(stops.tolist()))
+        if near not in self._nearest:
+            shape = max(len(stops) - 1, 0), 2, *motion_grid(*self.frames.shape[2:])
+            still = torch.zeros(shape, device=self.frames.device)
+            self._nearest[near] = self._improve(still, stops, stops, _SCALES)
+        if whole not in self._whole:
+            found = self._nearest[near]
+            more = len(stops) > len(offsets)
+            self._whole[whole] = self._improve(found, offsets, stops, _PATH_SCALES) if more else found
+        return self._whole[whole].clone()
 
+    def merge_still(self, offsets: np.ndarray, tolerance: float, interval: int) -> np.ndarray:
+        """Return the key frames [k] that are left when those that motion can do without are taken out.
 
-def merge_still(frames: Tensor, offsets: np.ndarray, tolerance: float, interval: int) -> np.ndarray:
-    """Return the key frames [k] that are left when those that motion can do without are taken out.
+        Neighbouring intervals become one, pair by pair and again, as long as the true frames between, blended from the
+        true key frames at its ends along their motion, are missed by `tolerance` at most. Cuts stay what they are: an
+        interval of one frame is never merged.
 
-    Neighbouring intervals become one, pair by pair and again, as long as the true frames between, blended from the true
-    key frames at its ends along their motion, are missed by `tolerance` at most. Cuts stay what they are: an interval
-    of one frame is never merged.
+        Args:
+            offsets: key frames [K] to choose from; the first and the last stay.
+            tolerance: mean squared error, for a range of 2.
+            interval: frames between anchors of motion, at most.
+        """
+        frames = self.frames
+        while True:
+            gaps = np.diff(offsets)
+            middles, at = [], 1
+            while at < len(offsets) - 1:
+                joinable = gaps[at - 1] > 1 and gaps[at] > 1
+                middles += [at] if joinable else []
+                at += 2 if joinable else 1
+            if not middles:
+                return offsets
+            merged = np.delete(offsets, middles)
+            stops = motion_anchors(merged, interval)
+            motion = self.estimate(merged, stops)
+            between = Between.of(merged, len(frames), stops).to(frames.device)
+            needed = []
+            for middle in middles:
+                first, last = int(offsets[middle - 1]), int(offsets[middle + 1])
+                looked_at = torch.tensor([round(first + s * (last - first)) for s in _SHARES], device=frames.device)
+                if _blend_error(frames, merged, motion, between[looked_at], looked_at) > tolerance:
+                    needed.append(offsets[middle])
+            if len(needed) == len(middles):
+                return offsets
+            offsets = np.sort(np.concatenate([merged, needed])).astype(np.int64)
 
-    Args:
-        frames: the segment [T, 3, H, W] in [-1, 1].
-        offsets: key frames [K] to choose from; the first and the last stay.
-        tolerance: mean squared error, for a range of 2.
-        interval: frames between anchors of motion, at most.
-    """
-    while True:
-        gaps = np.diff(offsets)
-        middles, at = [], 1
-        while at < len(offsets) - 1:
-            joinable = gaps[at - 1] > 1 and gaps[at] > 1
-            middles += [at] if joinable else []
-            at += 2 if joinable else 1
-        if not middles:
-            return offsets
-        merged = np.delete(offsets, middles)
-        stops = motion_anchors(merged, interval)
-        motion = estimate_motion(frames, merged, stops)
-        between = Between.of(merged, len(frames), stops).to(frames.device)
-        needed = []
-        for middle in middles:
-            first, last = int(offsets[middle - 1]), int(offsets[middle + 1])
-            looked_at = torch.tensor([round(first + s * (last - first)) for s in _SHARES], device=frames.device)
-            if _blend_error(frames, merged, motion, between[looked_at], looked_at) > tolerance:
-                needed.append(offsets[middle])
-        if len(needed) == len(middles):
-            return offsets
-        offsets = np.sort(np.concatenate([merged, needed])).astype(np.int64)
+    def _improve(
+        self,
+        motion: Tensor,
+        offsets: np.ndarray,
+        stops: np.ndarray,
+        scales: Sequence[tuple[float, int, float]],
+    ) -> Tensor:
+        """Return the motion between `stops` after steps of descent, frames being made of the frames at `offsets`."""
+        frames = self.frames
+        looked_at = {round(a + s * (b - a)) for a, b in pairwise(stops) if b - a > 1 for s in _SHARES}
+        inner = sorted((looked_at | set(stops.tolist())) - set(offsets.tolist()))
+        if not inner:
+            return motion
+        chosen = torch.tensor(inner, device=frames.device)
+        between = Between.of(offsets, len(frames), stops).to(frames.device)[chosen]
+        at_keys = torch.from_numpy(offsets).to(frames.device)
+        motion = motion.clone().requires_grad_(True)
+        for scale, steps, rate in scales:
+            if scale not in self._scaled:
+                self._scaled[scale] = functional.interpolate(frames, scale_factor=scale, mode="area")
+            keys, targets = self._scaled[scale][at_keys], self._scaled[scale][chosen]
+            optimizer = torch.optim.Adam([motion], lr=rate)
+            for step in range(steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * (1 - step / steps)
+                error = (frames_between(keys, motion * scale, between) - targets).abs().mean()
+                rough = motion.diff(dim=2).abs().mean() + motion.diff(dim=3).abs().mean()
+                optimizer.zero_grad(set_to_none=True)
+                (error + _SMOOTHNESS * rough).backward()
+                optimizer.step()
+        return motion.detach()
 
 
 @torch.no_grad()

@@ -172,15 +172,16 @@ class Generator(nn.Module):
         """What the UNet computes in."""
         return next(self.unet.parameters()).dtype
 
-    def denoise(self, embeddings: Tensor, start: Tensor | None = None) -> Tensor:
+    def denoise(self, embeddings: Tensor, start: Tensor | None = None, unet: nn.Module | None = None) -> Tensor:
         """Return the clean latents [T, C, h, w] that embeddings [T, L, D] describe; one evaluation of the UNet.
 
         Args:
             start: the latent [C, h, w] of all, or [T, C, h, w] of each, to start from; default: the generator's own.
+            unet: as of `predict`.
         """
         embeddings = embeddings.to(self.dtype)
         latents = self.start(embeddings, start)
-        return self.combine(latents, self.predict(latents, embeddings))
+        return self.combine(latents, self.predict(latents, embeddings, unet))
 
     def start(self, embeddings: Tensor, start: Tensor | None = None) -> Tensor:
         """Return what the UNet starts from [T, C, h, w], in the embeddings' dtype; arguments as of `denoise`."""
@@ -217,12 +218,12 @@ class Generator(nn.Module):
         scaling = self.decoder.config.scaling_factor
         return self.decoder.decode(latents / scaling, return_dict=False)[0]
 
-    def generate(self, embeddings: Tensor, start: Tensor | None = None) -> Tensor:
+    def generate(self, embeddings: Tensor, start: Tensor | None = None, unet: nn.Module | None = None) -> Tensor:
         """Render frames [T, 3, H, W], nominally in [-1, 1], of embeddings [T, L, D]; differentiable.
 
-        `start` is as for `denoise`.
+        `start` and `unet` are as for `denoise`.
         """
-        return self.decode_latents(self.denoise(embeddings, start))
+        return self.decode_latents(self.denoise(embeddings, start, unet))
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the generator in diffusers layout; weights in `dtype`."""

@@ -38,6 +38,37 @@ def motion_anchors(offsets: np.ndarray, interval: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Route:
+    """In which order the content at anchors is followed to key frames: at all anchors next to one at once, then at
+    those behind them, and so on. Places 0 .. A - 1 are the anchors on the way to the key frame before them, places
+    A .. 2 A - 1 the anchors, last one first, on the way to the key frame behind."""
+
+    levels: tuple[tuple[Tensor, Tensor], ...]
+    """Of each further step from key frames two int64 [n]: through which of the last step's places, counted there, each
+    of this step's places is reached, and those places themselves."""
+    order: Tensor
+    """int64 [2 A], where each place is among those of the key frames and then of all levels."""
+
+    @classmethod
+    def of(cls, at_key: np.ndarray) -> Route:
+        """Plan for anchors of which `at_key` [A] says whether they are key frames, as the first and the last are."""
+        starts = np.concatenate([at_key, at_key[::-1]])
+        places = np.arange(len(starts))
+        away = places - np.maximum.accumulate(np.where(starts, places, 0))  # anchors from the key frame
+        levels = [np.flatnonzero(away == level) for level in range(away.max() + 1)]
+        steps = [
+            (torch.from_numpy(np.searchsorted(before, here - 1)), torch.from_numpy(here))
+            for before, here in pairwise(levels)
+        ]
+        return cls(tuple(steps), torch.from_numpy(np.argsort(np.concatenate(levels))))
+
+    def to(self, device: torch.device) -> Route:
+        """Return the same route on a device."""
+        levels = tuple((before.to(device), here.to(device)) for before, here in self.levels)
+        return Route(levels, self.order.to(device))
+
+
+@dataclass(frozen=True)
 class Between:
     """Where each of n frames lies between its two key prompts, and between its two anchors."""
 
@@ -49,8 +80,8 @@ class Between:
     """int64 [n], index of the anchor at or before the frame, likewise, and of the field that starts there."""
     part: Tensor
     """float32 [n], 0 at that anchor, 1 at the next one."""
-    at_key: tuple[bool, ...]
-    """For each anchor whether it is a key frame."""
+    route: Route
+    """From anchors to key frames."""
 
     @classmethod
     def of(cls, offsets: np.ndarray, frames: int, anchors: Sequence[int] | np.ndarray = ()) -> Between:
@@ -64,17 +95,16 @@ class Between:
         positions = np.arange(frames)
         left, share = _between(offsets, positions)
         field, part = _between(stops, positions)
-        return cls(left, share, field, part, tuple(np.isin(stops, offsets).tolist()))
+        return cls(left, share, field, part, Route.of(np.isin(stops, offsets)))
 
     def to(self, device: torch.device) -> Between:
         """Return the same places on a device."""
-        return Between(
-            self.left.to(device), self.share.to(device), self.field.to(device), self.part.to(device), self.at_key
-        )
+        left, share, field, part = (place.to(device) for place in (self.left, self.share, self.field, self.part))
+        return Between(left, share, field, part, self.route.to(device))
 
     def __getitem__(self, chosen: Tensor) -> Between:
         """Return the places of some of the frames."""
-        return Between(self.left[chosen], self.share[chosen], self.field[chosen], self.part[chosen], self.at_key)
+        return Between(self.left[chosen], self.share[chosen], self.field[chosen], self.part[chosen], self.route)
 
 
 def _between(points: np.ndarray, positions: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -120,8 +150,8 @@ def frames_between(keys: Tensor, motion: Tensor, between: Between) -> Tensor:
     part = between.part.to(fields.dtype)[:, None, None, None]
     field = fields[between.field]
     back, ahead = -part * field, (1 - part) * field
-    if not all(between.at_key):
-        to_left, to_right = _paths(fields, between.at_key, scale)
+    if between.route.levels:
+        to_left, to_right = _paths(fields, between.route, scale)
         back = back + warp(to_left[between.field], back * scale)
         ahead = ahead + warp(to_right[between.field + 1], ahead * scale)
     left = warp(keys[between.left], _stretch(back, (height, width)))
@@ -134,20 +164,22 @@ def _stretch(fields: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(fields, size=size, mode="bilinear", align_corners=False)
 
 
-def _paths(fields: Tensor, at_key: Sequence[bool], scale: Tensor) -> tuple[Tensor, Tensor]:
+def _paths(fields: Tensor, route: Route, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return how far the content at each anchor is from its place in the key frame before, and in the one behind.
 
     Args:
         fields: [A - 1, 2, h, w], displacement from anchor to anchor in pixels, on the lattice.
-        at_key: [A], whether an anchor is a key frame, where both are zero.
+        route: from anchors to key frames.
         scale: [2, 1, 1], lattice points a pixel.
 
-    Returns: two tensors [A, 2, h, w] in pixels.
+    Returns: two tensors [A, 2, h, w] in pixels; zero at key frames.
     """
     still = torch.zeros_like(fields[:1])
-    to_left, to_right = [still], [still]
-    for field, stop in zip(fields.split(1), at_key[1:], strict=True):
-        to_left.append(still if stop else warp(to_left[-1], -field * scale) - field)
-    for field, stop in zip(fields.split(1)[::-1], at_key[-2::-1], strict=True):
-        to_right.append(still if stop else warp(to_right[-1], field * scale) + field)
-    return torch.cat(to_left), torch.cat(to_right[::-1])
+    steps = torch.cat([still, -fields, still, fields.flip(0)])  # that lead to each place
+    starts = len(route.order) - sum(len(here) for _, here in route.levels)
+    reached = [still.expand(starts, -1, -1, -1)]
+    for before, here in route.levels:
+        step = steps[here]
+        reached.append(warp(reached[-1][before], step * scale) + step)
+    to_left, to_right = torch.cat(reached)[route.order].chunk(2)
+    return to_left, to_right.flip(0)

@@ -57,9 +57,9 @@ def test_one_alone_is_the_same_bytes(scenes, tiny_generator, tiny_encoder):
 def test_all_segments_pass_the_generator_at_once(scenes, tiny_generator, monkeypatch):
     sizes, original = [], tiny_generator.generate
 
-    def counted(embeddings):
+    def counted(embeddings, **options):
         sizes.append((len(embeddings), torch.is_grad_enabled()))
-        return original(embeddings)
+        return original(embeddings, **options)
 
     monkeypatch.setattr(tiny_generator, "generate", counted, raising=False)
     config = fit_preset("paper", iterations=2, frames_per_step=4)
@@ -83,17 +83,17 @@ def test_memory_that_runs_out_in_the_gradient_holds_nothing(scenes, tiny_generat
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return gradient, None
 
-    def limited(embeddings):
+    def limited(embeddings, **options):
         if not torch.is_grad_enabled():
-            return original(embeddings)
+            return original(embeddings, **options)
         if not sizes:
-            first = Fails.apply(original(embeddings), True)
+            first = Fails.apply(original(embeddings, **options), True)
             kept.append(weakref.ref(first))
             sizes.append(len(embeddings))
             return first
         assert kept[0]() is None
         sizes.append(len(embeddings))
-        return original(embeddings)
+        return original(embeddings, **options)
 
     monkeypatch.setattr(tiny_generator, "generate", limited, raising=False)
     config = fit_preset("paper", iterations=1, frames_per_step=4)
@@ -144,6 +144,22 @@ def test_the_gradient_of_a_frame_that_does_not_fit_is_one_line(tiny_generator, m
     monkeypatch.setattr(fit_forward, "most_frames", none_fits)
     with pytest.raises(BuildError, match=r"the gradient of one frame does not fit .* \(--decoder\)"):
         frames_with_gradient(tiny_generator, fit_preset("fast"))
+
+
+def test_attention_of_plain_products_has_the_gradient_of_the_fused_one(tiny_generator, monkeypatch):
+    monkeypatch.setattr(fit_forward, "descent_dtype", lambda *_: torch.bfloat16)
+    embeddings = torch.randn(2, tiny_generator.tokens, tiny_generator.width, generator=torch.Generator().manual_seed(3))
+    frames, gradients = [], []
+    for most in (0, fit_forward._MOST_PLAIN_PLACES):
+        monkeypatch.setattr(fit_forward, "_MOST_PLAIN_PLACES", most)
+        forward = Forward(tiny_generator, fit_preset("fast"))
+        assert ("unet" in getattr(forward._descend, "keywords", {})) == bool(most)
+        given = embeddings.clone().requires_grad_(True)
+        frames.append(forward.descent(given))
+        frames[-1].square().sum().backward()
+        gradients.append(given.grad)
+    torch.testing.assert_close(*frames, atol=0.02, rtol=0.02)
+    assert torch.cosine_similarity(*(gradient.flatten() for gradient in gradients), dim=0) > 0.999
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler meets its own warnings

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from packager.motion import estimate_motion, merge_still
+from packager.motion import TrueMotion
 
 
 def panning(dx, dy, frames=11, size=128):
@@ -20,7 +20,7 @@ def panning(dx, dy, frames=11, size=128):
 
 @pytest.mark.parametrize(("dx", "dy"), [(1, 0), (0, 2), (-2, 1)])
 def test_finds_a_pan(dx, dy):
-    motion = estimate_motion(panning(dx, dy), np.array([0, 5, 10]))
+    motion = TrueMotion(panning(dx, dy)).estimate(np.array([0, 5, 10]))
     assert motion.shape == (2, 2, 4, 4)
     inner = motion[..., 1:3, 1:3].mean(dim=(0, 2, 3))
     np.testing.assert_allclose(inner.numpy(), [5 * dx, 5 * dy], atol=0.7)
@@ -28,28 +28,28 @@ def test_finds_a_pan(dx, dy):
 
 def test_a_still_scene_does_not_move():
     still = panning(0, 0)
-    assert estimate_motion(still, np.array([0, 10])).abs().max() < 0.25
+    assert TrueMotion(still).estimate(np.array([0, 10])).abs().max() < 0.25
 
 
 def test_nothing_moves_across_a_cut():
     frames = torch.cat([panning(1, 0, frames=5), -panning(0, 1, frames=5)])
-    motion = estimate_motion(frames, np.array([0, 4, 5, 9]))
+    motion = TrueMotion(frames).estimate(np.array([0, 4, 5, 9]))
     assert (motion[1] == 0).all()
 
 
 def test_one_frame_has_no_motion():
-    assert estimate_motion(panning(0, 0, frames=1), np.array([0])).shape[0] == 0
+    assert TrueMotion(panning(0, 0, frames=1)).estimate(np.array([0])).shape[0] == 0
 
 
 def test_a_still_scene_needs_its_first_and_last_frame_only():
-    assert merge_still(panning(0, 0), np.array([0, 2, 4, 6, 8, 10]), 1e-3, 4).tolist() == [0, 10]
+    assert TrueMotion(panning(0, 0)).merge_still(np.array([0, 2, 4, 6, 8, 10]), 1e-3, 4).tolist() == [0, 10]
 
 
 def test_what_motion_cannot_fill_keeps_its_key_frames():
     noise = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    assert merge_still(noise, np.array([0, 4, 8]), 1e-3, 4).tolist() == [0, 4, 8]
+    assert TrueMotion(noise).merge_still(np.array([0, 4, 8]), 1e-3, 4).tolist() == [0, 4, 8]
 
 
 def test_only_the_still_half_is_merged_and_never_across_a_cut():
     frames = torch.cat([panning(0, 0, frames=9), torch.rand(9, 3, 128, 128)])
-    assert merge_still(frames, np.array([0, 4, 8, 9, 13, 17]), 1e-3, 4).tolist() == [0, 8, 9, 13, 17]
+    assert TrueMotion(frames).merge_still(np.array([0, 4, 8, 9, 13, 17]), 1e-3, 4).tolist() == [0, 8, 9, 13, 17]

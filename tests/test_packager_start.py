@@ -82,11 +82,11 @@ def test_memory_that_runs_out_is_met_with_parts(tiny_generator, caplog):
     whole = fit_segment(frames, tiny_generator, None, config, ranks=[2])
     original, sizes, most = tiny_generator.generate, [], [3]
 
-    def limited(embeddings):
+    def limited(embeddings, **options):
         sizes.append(len(embeddings))
         if len(embeddings) > most[0] and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(embeddings)
+        return original(embeddings, **options)
 
     tiny_generator.generate = limited
     try:

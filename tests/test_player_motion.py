@@ -83,7 +83,8 @@ def test_frames_lie_between_their_anchors():
     assert between.left.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert between.field.tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert between.part.tolist() == [0, 0.5, 0, 0.5, 0, 0.5, 1]
-    assert between.at_key == (True, False, True, True)
+    assert [[x.tolist() for x in level] for level in between.route.levels] == [[[0, 4], [1, 6]]]
+    assert between.route.order.tolist() == [0, 6, 1, 2, 3, 4, 7, 5]
 
 
 def test_fields_are_followed_from_anchor_to_anchor(picture):
