@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from packager.errors import BuildError, PackagerError
+from packager.machine import usable_cores
 from packager.settings import AUTO, CODECS, BuildConfig, parse_bitrate
+from packager.workers import start_early
 from player.codecs import PLUGINS, known_codecs, load_codec
 from player.errors import PlayerError
 
@@ -226,10 +228,12 @@ def _build(options: argparse.Namespace) -> int:
         layered=options.layered,
         **({names[options.codec == CODECS[0]]: options.bitrates} if options.bitrates else {}),
     )
+    started_s = time.monotonic()
+    if options.jobs > 1 or (options.codec == CODECS[0] and not options.jobs and usable_cores() > 1):
+        start_early()  # while this process loads the same libraries
     from packager.package import builder
     from packager.table import quality_table
 
-    started_s = time.monotonic()
     with _ProgressBar() as bar:
         video = _demo_clip(bar) if options.video == DEMO and not Path(DEMO).exists() else Path(options.video)
         folder = options.output or Path(f"{video.stem}-{options.codec}")

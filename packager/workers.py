@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from logging.handlers import QueueHandler
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from packager.segments import Quality, Tools
 
 log = logging.getLogger(__name__)
+
+# A forked torch may hang once it has computed; where there is a server to fork from, libraries are loaded once.
+_FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+_LIBRARIES = "packager.package"  # imports all that a worker needs
 
 FIT_SHARE = 0.7
 """Of a segment's time, the rest is measuring; for the progress bar only."""
@@ -70,7 +75,9 @@ class Job:
 
 
 class _Worker:
-    def __init__(self, context: multiprocessing.context.SpawnContext, threads: int) -> None:
+    def __init__(
+        self, context: multiprocessing.context.SpawnContext | multiprocessing.context.ForkServerContext, threads: int
+    ) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads, _log_level()), daemon=True)
         with _interrupts_held():  # Ctrl-C reaches the whole group; it is the build that ends its workers
@@ -84,7 +91,8 @@ class Workers:
 
     def __init__(self, tools: Tools, count: int, threads: int = 0) -> None:
         """Start `count` processes of so many threads each; 0: their part of the cores."""
-        context = multiprocessing.get_context("spawn")  # a forked torch may hang
+        start_early()
+        context = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         try:
             threads = threads or threads_each(count)
@@ -160,6 +168,18 @@ class Workers:
         else:
             job.quality, job.share = message.value, 1.0
             worker.job = None
+
+
+def start_early() -> None:
+    """Begin with what processes take seconds for, loading libraries, in a process that they are then forked from.
+
+    That process has not computed anything, so forking it is safe, unlike this one. It ends with this one. A second call
+    does nothing, and where processes cannot be forked neither does the first.
+    """
+    if _FORKS:
+        multiprocessing.set_forkserver_preload([_LIBRARIES])
+        with _interrupts_held():
+            forkserver.ensure_running()
 
 
 def plan(segments: int | None, steps: int, frames: int, frame_pixels: int) -> tuple[int, int] | None:
@@ -239,6 +259,7 @@ class _Forward(QueueHandler):
 
 def _serve(connection: Connection, threads: int, log_level: int) -> None:
     """Work until the pipe ends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a server that was there before may not have held it
     import torch
 
     torch.set_num_threads(threads)
