@@ -133,7 +133,7 @@ def _fit(
     from player.pixels import from_pixels
 
     config = fit_preset("fast", motion=motion, iterations=arguments.iterations)
-    segment = fit_segment(from_pixels(frames), generator, encoder, config, ranks=[arguments.rank])
+    segment = fit_segment(from_pixels(frames), generator, encoder, config, ranks=[arguments.rank])[arguments.rank]
     height, width = generator.native_size
     sizes = (width, height, width, height)
     norm_rank = generator.norm_rank(arguments.rank)

@@ -21,7 +21,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from packager.encoder import PromptEncoder
-    from packager.fit import FitConfig
+    from packager.fit import FitConfig, Ladder
     from player.bitstream import Segment
     from player.generator import Generator
     from player.quality import Metric
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def study(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> None:
-    """Report a row for every run, then two for every nested rank: of the prefix, and of a fit of its own."""
+    """Report a row for every run, then two for every nested rank: of the fit of all, and of a fit of its own."""
     from experiments.fit_study import read_segment_frames
     from packager.encoder import load_encoder
     from packager.fit import FAST
@@ -101,31 +101,31 @@ def study(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], None
     def scores(segment: Segment, top_rank: int) -> dict[str, float]:
         return _scores(frames, segment, top_rank, generator, metrics)
 
-    def fit(config: FitConfig, ranks: Sequence[int], seen: _Seen | None = None) -> tuple[Segment, dict[str, Any]]:
+    def fit(config: FitConfig, ranks: Sequence[int], seen: _Seen | None = None) -> tuple[Ladder, dict[str, Any]]:
         return _metered_fit(frames, generator, encoder, config, ranks, seen)
 
     def track(text: str) -> _Seen:
-        def seen(step: int, segment: Callable[[], Segment], meter: _Meter) -> bool:
+        def seen(step: int, segment: Callable[[int], Segment], meter: _Meter) -> bool:
             if not arguments.track or step % arguments.track:
                 return False
             cost = meter.cost()
             with meter.paused():
-                found = scores(segment(), arguments.rank)
+                found = scores(segment(arguments.rank), arguments.rank)
             report({"run": text, "step": step, "rank": arguments.rank, **cost, **found})
             return goal is not None and goal(found)
 
         return seen
 
     for text, config in configs:
-        segment, cost = fit(config, [arguments.rank], track(text))
-        report({"run": text, "rank": arguments.rank, **cost, **scores(segment, arguments.rank)})
+        fitted, cost = fit(config, [arguments.rank], track(text))
+        report({"run": text, "rank": arguments.rank, **cost, **scores(fitted[arguments.rank], arguments.rank)})
     if nested:
-        whole, cost = fit(FAST, [*nested, arguments.top_rank])
+        fitted, cost = fit(FAST, [*nested, arguments.top_rank])
         for rank in nested:
-            prefix = scores(whole.truncate(rank), arguments.top_rank)
-            report({"run": f"prefix of rank {arguments.top_rank}", "rank": rank, **cost, **prefix})
+            within = scores(fitted[rank], arguments.top_rank)
+            report({"run": f"within rank {arguments.top_rank}", "rank": rank, **cost, **within})
             alone, cost_alone = fit(FAST, [rank])
-            report({"run": "alone", "rank": rank, **cost_alone, **scores(alone, rank)})
+            report({"run": "alone", "rank": rank, **cost_alone, **scores(alone[rank], rank)})
 
 
 def parse_goal(text: str, metrics: Sequence[Metric]) -> Callable[[Mapping[str, float]], bool]:
@@ -187,7 +187,7 @@ class _Meter:
         self._processor += time.process_time() - processor
 
 
-_Seen = Callable[[int, "Callable[[], Segment]", _Meter], bool]
+_Seen = Callable[[int, "Callable[[int], Segment]", _Meter], bool]
 """Called after each step with the segment as it is; returns whether the fit has got far enough."""
 
 
@@ -202,17 +202,17 @@ def _metered_fit(
     config: FitConfig,
     ranks: Sequence[int],
     seen: _Seen | None,
-) -> tuple[Segment, dict[str, Any]]:
+) -> tuple[Ladder, dict[str, Any]]:
     from packager.fit import fit_segment
     from player.decoder import from_pixels
 
-    last: list[Segment] = []
+    last: list[Ladder] = []
     with counted_frames(generator) as batches:
         meter = _Meter(batches)
 
-        def observe(step: int, segment: Callable[[], Segment]) -> None:
+        def observe(step: int, segment: Callable[[int], Segment]) -> None:
             if seen is not None and seen(step, segment, meter):
-                last.append(segment())
+                last.append({rank: segment(rank) for rank in ranks})
                 raise _FarEnoughError
 
         with suppress(_FarEnoughError):

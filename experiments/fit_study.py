@@ -65,7 +65,7 @@ def bench(
     for text in settings:
         began = time.perf_counter()
         config = fit_preset("fast", **parse_changes(text))
-        whole = fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks)
+        fitted = fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks)
         taken_s = time.perf_counter() - began
         norm_rank = generator.norm_rank(max(ranks))
         for rank in sorted(ranks):
@@ -73,7 +73,7 @@ def bench(
             info = StreamInfo(
                 generator.id, generator.tokens, generator.width, rank, norm_rank, *sizes, fps, rows, columns
             )
-            segment = whole.truncate(rank)
+            segment = fitted[rank]
             size_bytes = len(write_segment(info, segment, sequence=1, start_frame=0))
             shown = render_segment(segment, norm_rank, generator)
             quality = {metric.name: float(metric(frames, shown).mean()) for metric in metrics}

@@ -235,9 +235,9 @@ def render_fits(
     frames: np.ndarray, generator: Generator, encoder: PromptEncoder, config: FitConfig, *, ranks: Sequence[int]
 ) -> list[np.ndarray]:
     """Return what a player shows of a run at each of the ranks, which are fitted together as a packager does."""
-    segment = fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks)
+    fitted = fit_segment(from_pixels(frames), generator, encoder, config, ranks=ranks)
     norm_rank = generator.norm_rank(max(ranks))
-    return [render_segment(segment.truncate(rank), norm_rank, generator) for rank in ranks]
+    return [render_segment(fitted[rank], norm_rank, generator) for rank in ranks]
 
 
 def prompts(

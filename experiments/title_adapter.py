@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from experiments.bd_rate import Curve, bd_rate
 from packager.encoder import PromptEncoder
-from packager.fit import fit_preset, fit_segment
+from packager.fit import Ladder, fit_preset, fit_segment
 from packager.losses import frame_loss
-from player.bitstream import Segment, StreamInfo, write_segment
+from player.bitstream import StreamInfo, write_segment
 from player.decoder import from_pixels, render_segment
 from player.generator import Generator
 from player.motion import MOTION_STEP_PX, Between, frames_between
@@ -77,7 +77,7 @@ def _delta(anchor: list[dict[str, float]], tested: list[dict[str, float]], extra
 
 
 def _ladder(
-    frames: np.ndarray, generator: Generator, segment: Segment, metrics: Sequence[Metric]
+    frames: np.ndarray, generator: Generator, fitted: Ladder, metrics: Sequence[Metric]
 ) -> list[dict[str, float]]:
     """Return bitrate and quality of every rank of a segment."""
     height, width = generator.native_size
@@ -87,7 +87,7 @@ def _ladder(
         info = StreamInfo(
             generator.id, generator.tokens, generator.width, rank, max(LADDER), *sizes, _FPS, *generator.settings.grid
         )
-        part = segment.truncate(rank)
+        part = fitted[rank]
         size = len(write_segment(info, part, sequence=1, start_frame=0))
         shown = render_segment(part, generator.norm_rank(max(LADDER)), generator)
         quality = {m.name: float(m(frames[::3], shown[::3]).mean()) for m in metrics}
@@ -95,7 +95,7 @@ def _ladder(
     return rows
 
 
-def _adapt(pixels: Tensor, generator: Generator, segment: Segment, rank: int) -> tuple[int, Callable[[], None]]:
+def _adapt(pixels: Tensor, generator: Generator, fitted: Ladder, rank: int) -> tuple[int, Callable[[], None]]:
     """Fit a low-rank update of all the decoder's convolutions to a segment whose prompts stay as they are.
 
     Returns:
@@ -109,12 +109,13 @@ def _adapt(pixels: Tensor, generator: Generator, segment: Segment, rank: int) ->
         out, inside = len(weight), weight[0].numel()
         down = torch.randn(rank, inside, generator=source) / inside**0.5
         factors.append((torch.zeros(out, rank, requires_grad=True), down.requires_grad_(True)))
+    segment = fitted[max(LADDER)]
     motion = dequantize(torch.from_numpy(segment.motion), torch.tensor(MOTION_STEP_PX))
     between = Between.of(segment.offsets, len(pixels), segment.all_anchors)
     latents = {}
     with torch.no_grad():
         for kept in LADDER:
-            part = segment.truncate(kept)
+            part = fitted[kept]
             u = torch.from_numpy(np.stack([k.u for k in part.keys]) * part.u_scale).float()
             v = torch.from_numpy(np.stack([k.v for k in part.keys]) * part.v_scale[:, None]).float()
             latents[kept] = generator.denoise(generator.space.compose(u, v, generator.norm_rank(max(LADDER))))

@@ -39,7 +39,12 @@ from player.motion import motion_anchors
 log = logging.getLogger(__name__)
 
 _MOTION_LEARNING_RATE = 6.0  # of the fit's learning rate: motion is in pixels, not of unit scale
-_LOOKED_AT = 3  # every which frame decides whether a fit was worth it
+_CHANGE_LEARNING_RATE = 0.5  # likewise: what a lower rank's V differs by is corrected in few of the steps
+_LOOKED_AT = 6  # every which frame decides whether a fit was worth it
+
+
+Ladder = dict[int, Segment]
+"""A fitted segment at each rank."""
 
 
 def fit_segment(
@@ -50,8 +55,8 @@ def fit_segment(
     *,
     ranks: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
-    observe: Callable[[int, Callable[[], Segment]], None] | None = None,
-) -> Segment:
+    observe: Callable[[int, Callable[[int], Segment]], None] | None = None,
+) -> Ladder:
     """Fit the key prompts of one segment at all ranks together.
 
     Args:
@@ -59,12 +64,13 @@ def fit_segment(
         generator: frozen generator; the fit runs on its device.
         encoder: where the fit starts, or None for a random start.
         config: schedule, steps and weights.
-        ranks: the ladder; the largest is the rank of the returned segment, smaller ones are its prefixes.
+        ranks: the ladder; U and motion of lower ranks are prefixes of those of the highest, and so is V unless
+            `config.rank_v`.
         progress: called as progress(step, most steps) after each step.
-        observe: called as observe(step, segment) after each step, where segment() is what the fit has come to.
+        observe: called as observe(step, segment) after each step, where segment(rank) is what the fit has come to.
 
     Returns:
-        The segment at the largest rank; `truncate` gives the others.
+        The segment at each rank.
 
     Raises:
         BuildError: ranks the generator does not have, frames of another size, or too little memory.
@@ -88,7 +94,7 @@ def fit_segments(
     ranks: Sequence[int],
     motions: Sequence[TrueMotion] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Segment]:
+) -> list[Ladder]:
     """Fit several segments together; arguments as of `fit_segment`, `segments` holding the frames of each, and
     `motions`, if given, the motion of each: what an earlier fit of the same frames has found is not looked for again.
 
@@ -136,7 +142,7 @@ def _fit(
     config: FitConfig,
     ranks: Sequence[int],
     told: Callable[[int, list[_Descent]], None],
-) -> list[Segment]:
+) -> list[Ladder]:
     """Fit segments together; told(step, descents) follows each step."""
     rank = max(ranks)
     if min(ranks) < 1 or rank > generator.max_rank:
@@ -165,6 +171,8 @@ class _Descent:
         groups: list[dict[str, Any]] = [{"params": [state.u, state.v]}]
         if state.motion is not None:
             groups.append({"params": [state.motion], "lr": _MOTION_LEARNING_RATE * rate})
+        if state.changes:
+            groups.append({"params": list(state.changes.values()), "lr": _CHANGE_LEARNING_RATE * rate})
         self._optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95))
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         self._smoothed, self._best, self._since = math.nan, math.inf, 0
@@ -192,7 +200,10 @@ class _Descent:
             anchors = motion_anchors(offsets, config.motion_interval)
             motion = nn.Parameter(seen.estimate(offsets, anchors))
         u = nn.Parameter(u / generator.step_scale[:rank])
-        return cls(frames, FitState(u, nn.Parameter(v), motion, offsets, anchors, config, generator), forward, ranks)
+        lower = sorted(set(ranks))[:-1] if config.rank_v else []
+        changes = {low: nn.Parameter(torch.zeros_like(v[:, :low])) for low in lower}
+        state = FitState(u, nn.Parameter(v), motion, offsets, anchors, config, generator, changes)
+        return cls(frames, state, forward, ranks)
 
     def draw(self, step: int) -> None:
         """Set the learning rate of a step, draw its frames and choose their rank."""
@@ -242,8 +253,8 @@ class _Descent:
                     group["lr"] /= 2
             self.over = optimizer.param_groups[0]["lr"] < config.min_learning_rate
 
-    def result(self) -> Segment:
-        """Return the segment that was fitted, or where it started if that was better."""
+    def result(self) -> Ladder:
+        """Return the segment that was fitted, or where it started if that was better, at each rank."""
         before, after, state = self._before, self._objective(), self.state
         keys = len(state.offsets)
         log.info("fitted %d frames, %d key prompts: objective %.4f -> %.4f", len(self._frames), keys, before, after)
@@ -251,13 +262,13 @@ class _Descent:
             log.warning("the fit did not lower its objective (%.4f -> %.4f); keeping its start", before, after)
             for parameter, first in zip(state.parameters(), self._start, strict=True):
                 parameter.data = first
-        return state.segment()
+        return {rank: state.segment(rank) for rank in self._ranks}
 
     @torch.no_grad()
     def _objective(self) -> float:
         """Return what the fit minimises, at the full rank, in the generator's own precision.
 
-        Every third frame is looked at, and of every sixth the features: the two ends of a fit are far enough apart.
+        Every sixth frame is looked at, and of every twelfth the features: the two ends of a fit are far enough apart.
         """
         frames, state = self._frames, self.state
         looked_at = torch.arange(0, len(frames), _LOOKED_AT, device=frames.device)
@@ -268,7 +279,7 @@ class _Descent:
                 embeddings = state.prompts(chunk, state.rank)
                 rendered = self._forward.exact(embeddings)
             output = state.shown(rendered, chunk)
-            loss = state.frame_losses(frames[chunk], output).mean() + state.regularizer(embeddings)
+            loss = state.frame_losses(frames[chunk], output).mean() + state.regularizer(embeddings, state.rank)
             loss = loss + self._forward.feature_losses(output[::2], frames[chunk[::2]]).mean()
             total += loss.item() * len(chunk) / len(looked_at)
         return total
@@ -307,7 +318,7 @@ def _backward(active: list[_Descent], forward: Forward) -> list[Tensor]:
     rendered = forward.descent(torch.cat(embeddings)).split([len(own) for own in embeddings])
     losses = [descent.losses(frames) for descent, frames in zip(active, rendered, strict=True)]
     terms = [
-        own.mean() + descent.state.regularizer(prompts)
+        own.mean() + descent.state.regularizer(prompts, descent.rank)
         for own, descent, prompts in zip(losses, active, embeddings, strict=True)
     ]
     torch.stack(terms).sum().backward()

@@ -22,9 +22,9 @@ class FitConfig:
     """Frames between key prompts, at most; 0: 20 with motion (docs/RESULTS.md), 10 without (Promptus, section 4.3)."""
     motion_interval: int = 5
     """Frames between anchors, at most: from anchor to anchor content moves evenly (player/motion.py)."""
-    iterations: int = 36
+    iterations: int = 48
     """Steps of gradient descent on a segment, at most."""
-    frames_per_step: int = 10
+    frames_per_step: int = 6
     """Frames rendered a step, drawn over the whole segment."""
     learning_rate: float = 0.03
     """Adam's step at the start; quantities are of unit scale."""
@@ -47,6 +47,9 @@ class FitConfig:
     squared error (26 dB for a range of 2), near what prompts cost anyway: still and steady scenes. 0: never."""
     share_v: bool = True
     """One V for all key prompts of a segment; its repetition then costs almost no bytes."""
+    rank_v: bool = True
+    """A V of its own for each lower rank, near that of the full rank, while U of a lower rank is a prefix of U: costs
+    no bytes as long as representations stand alone (docs/RESULTS.md). A layered ladder goes without."""
     rate_weight: float = 0.045
     """Weight of the estimated bits a value against the frame loss (docs/RESULTS.md)."""
     feature_weight: float = 0.05
@@ -121,6 +124,7 @@ PAPER = FitConfig(
     patience=300,
     motion=False,
     share_v=False,
+    rank_v=False,
     rate_weight=0.0,
     feature_weight=0.0,
     embedding_weight=0.125,

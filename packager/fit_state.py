@@ -31,6 +31,7 @@ class FitState:
     anchors: np.ndarray  # [A], frames that motion fields start and end at, those with key prompts among them
     config: FitConfig
     generator: Generator
+    changes: dict[int, nn.Parameter] = field(default_factory=dict)  # lower rank r: of V [K or 1, r, D]
     losses: Tensor = field(init=False)  # [T], last known loss of each frame at the full rank, features left out
     _weights: Tensor = field(init=False)  # [T, K] interpolation of prompts
     _between: Between = field(init=False)  # where the frames lie between the key frames
@@ -48,7 +49,8 @@ class FitState:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is fitted."""
-        return [self.u, self.v] if self.motion is None else [self.u, self.v, self.motion]
+        motion = [] if self.motion is None else [self.motion]
+        return [self.u, self.v, *motion, *self.changes.values()]
 
     @property
     def u_scale(self) -> Tensor:
@@ -60,17 +62,21 @@ class FitState:
         """The quantization step [R] of each component of U."""
         return self.config.u_step * self.u_scale
 
-    def quantized(self) -> tuple[Tensor, Tensor]:
-        """Return u [K, L, R], v [K, R, D] after fake quantization."""
-        u = quantize_ste(self.u * self.u_scale, self.u_steps)
-        v = quantize_ste(self.v, torch.tensor(self.config.v_step, device=self.u.device))
+    def v_at(self, rank: int) -> Tensor:
+        """Return V [K or 1, r, D] of a rank."""
+        v = self.v[:, :rank]
+        return v + self.changes[rank] if rank in self.changes else v
+
+    def quantized(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return u [K, L, r], v [K, r, D] of a rank after fake quantization."""
+        u = quantize_ste(self.u[..., :rank] * self.u_scale[:rank], self.u_steps[:rank])
+        v = quantize_ste(self.v_at(rank), torch.tensor(self.config.v_step, device=self.u.device))
         return u, v.expand(len(u), -1, -1)
 
     def prompts(self, chosen: Tensor, rank: int) -> Tensor:
         """Return the embeddings [m, L, D] that are rendered to show the segment's frames `chosen` [n] at a rank: with
         motion the key prompts, else one for each frame."""
-        u, v = self.quantized()
-        u, v = u[..., :rank], v[:, :rank]
+        u, v = self.quantized(rank)
         if self.motion is None:
             weights = self._weights[chosen]
             u, v = interpolate(u, weights), interpolate(v, weights)
@@ -89,8 +95,8 @@ class FitState:
             return (output - frames).square().mean(dim=(1, 2, 3))
         return frame_loss(output, frames)
 
-    def regularizer(self, embeddings: Tensor) -> Tensor:
-        """Return the rate term and the paper's term on the embeddings."""
+    def regularizer(self, embeddings: Tensor, rank: int) -> Tensor:
+        """Return the rate term, V's as of a rank, and the paper's term on the embeddings."""
         config, grid = self.config, self.generator.settings.grid
         total = (
             config.embedding_weight * embeddings.abs().mean() if config.embedding_weight else embeddings.new_zeros(())
@@ -98,26 +104,28 @@ class FitState:
         if config.rate_weight:
             total = total + config.rate_weight * sequence_rate(self.u, grid, config.u_step)
             # V stands against U by its share of values, once a segment if shared
-            share = self.v.numel() / self.u.numel()
-            total = total + config.rate_weight * share * torch.log2(1 + 2 * self.v.abs() / config.v_step).mean()
+            for v in (self.v, self.v_at(rank))[: 1 + (rank in self.changes)]:
+                share = v.numel() / self.u.numel()
+                total = total + config.rate_weight * share * torch.log2(1 + 2 * v.abs() / config.v_step).mean()
             if self.motion is not None:
                 share = self.motion.numel() / self.u.numel()
                 total = total + config.rate_weight * _MOTION_RATE * share * motion_rate(self.motion, MOTION_STEP_PX)
         return total
 
     @torch.no_grad()
-    def segment(self) -> Segment:
-        """Return what the fit has come to, quantized."""
-        config, rank = self.config, self.rank
-        u = quantize(self.u * self.u_scale, self.u_steps).cpu().numpy()
-        v = quantize(self.v, torch.tensor(config.v_step, device=self.u.device)).expand(len(u), -1, -1).cpu().numpy()
+    def segment(self, rank: int) -> Segment:
+        """Return what the fit has come to at a rank, quantized."""
+        config, device = self.config, self.u.device
+        u_steps = self.u_steps[:rank]
+        u = quantize(self.u[..., :rank] * self.u_scale[:rank], u_steps).cpu().numpy()
+        v = quantize(self.v_at(rank), torch.tensor(config.v_step, device=device)).expand(len(u), -1, -1).cpu().numpy()
         keys = tuple(
             KeyPrompt(int(at), np.ascontiguousarray(ku), np.ascontiguousarray(kv))
             for at, ku, kv in zip(self.offsets, u, v, strict=True)
         )
-        u_scale, v_scale = self.u_steps.cpu().numpy(), np.full(rank, config.v_step, np.float32)
         motion = None
         if self.motion is not None:
-            motion = quantize(self.motion, torch.tensor(MOTION_STEP_PX, device=self.u.device)).cpu().numpy()
+            motion = quantize(self.motion, torch.tensor(MOTION_STEP_PX, device=device)).cpu().numpy()
         anchors = tuple(np.setdiff1d(self.anchors, self.offsets).tolist())
-        return Segment(len(self.losses), u_scale, v_scale, keys, motion, anchors)
+        v_scale = np.full(rank, config.v_step, np.float32)
+        return Segment(len(self.losses), u_steps.cpu().numpy(), v_scale, keys, motion, anchors)

@@ -16,7 +16,7 @@ from packager.baselines import EncodeProgress, KnownSizes, encode_video
 from packager.cmaf import codecs_parameter
 from packager.encoder import PromptEncoder
 from packager.errors import BuildError
-from packager.fit import FitConfig, fit_segments, frames_in_a_step, segments_that_fit
+from packager.fit import FitConfig, Ladder, fit_segments, frames_in_a_step, segments_that_fit
 from packager.folder import BuildFolder
 from packager.motion import TrueMotion
 from packager.requantize import meet_bytes
@@ -30,6 +30,7 @@ from player.manifest import START_NUMBER
 from player.pixels import from_pixels
 
 _SMALL_GENERATOR = 50_000_000  # parameters; the embedded one has 6 million
+_TOP_STEPS = 3 / 4  # of the others, of which every second one goes to a lower rank
 _TOP_STILL_ERROR = 0.25  # of the fit's `still_error`: who asks for more key prompts wants fewer of them joined
 
 StepProgress = Callable[[float], None]
@@ -106,6 +107,15 @@ class JointCodec(Protocol):
 
 
 @runtime_checkable
+class IndependentCodec(Protocol):
+    """A codec whose segments may be coded in any order; beside `LadderCodec`."""
+
+    def code(self, index: int, fitted: Any) -> dict[str, bytes] | None:
+        """Return what `encode` does, or None if that depends on the segments before this one."""
+        ...
+
+
+@runtime_checkable
 class DividedCodec(Protocol):
     """A codec that knows by how many processes its segments are best fitted; beside `LadderCodec`."""
 
@@ -119,10 +129,9 @@ class DividedCodec(Protocol):
 class FittedSegment:
     """A segment as a ladder of prompts has it."""
 
-    usual: Segment
-    """Of all ranks."""
-    top: Segment | None = None
-    """Of the highest rank, with more key prompts."""
+    usual: Ladder
+    top: Ladder | None = None
+    """Of the highest rank alone, with more key prompts."""
 
 
 class PromptLadder:
@@ -154,7 +163,8 @@ class PromptLadder:
             raise BuildError(f"rank {max(ranks)}: generator {generator.id} has ranks 1 to {generator.max_rank}")
         if layered and bitrates_bps:
             raise BuildError("a layered ladder is made of ranks, not of bitrates")
-        self.generator, self.encoder, self.fit_config, self.layered = generator, encoder, fit, layered
+        self.generator, self.encoder, self.layered = generator, encoder, layered
+        self.fit_config = replace(fit, rank_v=False) if layered or bitrates_bps else fit
         self._ladder = sorted(ranks)
         self.targets_bps = {f"prompt-{short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
         top = self._ladder[-1]
@@ -252,19 +262,28 @@ class PromptLadder:
         config = self.fit_config
         if not self._top:
             return [(config, self._ladder)]
-        top = replace(config, interval=self._top_interval, still_error=config.still_error * _TOP_STILL_ERROR)
+        top = replace(
+            config,
+            interval=self._top_interval,
+            still_error=config.still_error * _TOP_STILL_ERROR,
+            iterations=math.ceil(config.iterations * _TOP_STEPS),
+        )
         return [(config, self._ladder), (top, self._ladder[-1:])]
 
     def encode(self, index: int, fitted: FittedSegment, folder: BuildFolder) -> dict[str, bytes]:
-        place = {"sequence": index + START_NUMBER, "start_frame": index * self._segment_frames}
+        return self.code(index, fitted) or {name: self._meet(name, index, fitted, folder) for name in self._infos}
+
+    def code(self, index: int, fitted: FittedSegment) -> dict[str, bytes] | None:
+        """Return the media segment of every representation; None if there are targets, which bytes so far count to."""
         if self.targets_bps:
-            return {name: self._meet(name, index, fitted, folder, place) for name in self._infos}
+            return None
+        place = self._place(index)
         if self.layered:
             infos = list(self._infos.values())
-            return dict(zip(self._infos, write_layers(infos, fitted.usual, **place), strict=True))
-        segments = {name: fitted.usual.truncate(info.rank) for name, info in self._infos.items()}
+            return dict(zip(self._infos, write_layers(infos, fitted.usual[self._ladder[-1]], **place), strict=True))
+        segments = {name: fitted.usual[info.rank] for name, info in self._infos.items()}
         if fitted.top:
-            segments[self._top] = fitted.top
+            segments[self._top] = fitted.top[self._ladder[-1]]
         return {name: write_segment(info, segments[name], **place) for name, info in self._infos.items()}
 
     def dependencies(self, representation: str) -> Sequence[str]:
@@ -277,15 +296,17 @@ class PromptLadder:
     def codecs(self, init: bytes) -> str:
         return "urim"
 
-    def _meet(
-        self, name: str, index: int, fitted: FittedSegment, folder: BuildFolder, place: Mapping[str, int]
-    ) -> bytes:
+    def _place(self, index: int) -> dict[str, int]:
+        return {"sequence": index + START_NUMBER, "start_frame": index * self._segment_frames}
+
+    def _meet(self, name: str, index: int, fitted: FittedSegment, folder: BuildFolder) -> bytes:
         """Return the segment in what its target leaves after the bytes so far, so that deviations do not add up.
 
         More key prompts are worth it only whole: coarsened to less they are worse than fewer of them.
         """
-        info = self._infos[name]
-        frames = place["start_frame"] + fitted.usual.frames
+        info, place = self._infos[name], self._place(index)
+        usual = fitted.usual[info.rank]
+        frames = place["start_frame"] + usual.frames
         paths = [folder.init_path(name), *(folder.segment_path(name, before) for before in range(index))]
         allowed_bytes = self.targets_bps[name] / 8 * float(frames / info.fps) - sum(
             path.stat().st_size for path in paths
@@ -294,9 +315,9 @@ class PromptLadder:
         def write(coarse: Segment) -> bytes:
             return write_segment(info, coarse, **place)
 
-        if fitted.top and len(whole := write(fitted.top)) <= allowed_bytes:
+        if fitted.top and len(whole := write(fitted.top[info.rank])) <= allowed_bytes:
             return whole
-        return meet_bytes(fitted.usual, allowed_bytes, write)
+        return meet_bytes(usual, allowed_bytes, write)
 
 
 class VideoLadder:

@@ -34,7 +34,7 @@ def test_more_steps_cost_more_evaluations_and_nested_ranks_come_in_pairs(video, 
     first, second, prefix, alone = json.loads(out.read_text())["rows"]
     frames_a_step = 8  # of this clip, which is shorter than the preset's ten
     assert second["evaluations"] - first["evaluations"] == 2 * frames_a_step
-    assert [(row["run"], row["rank"]) for row in (prefix, alone)] == [("prefix of rank 2", 1), ("alone", 1)]
+    assert [(row["run"], row["rank"]) for row in (prefix, alone)] == [("within rank 2", 1), ("alone", 1)]
     assert first["paper_loss"] > 0
     assert len(capsys.readouterr().out.splitlines()) == 4
 

@@ -129,7 +129,7 @@ def test_a_fit_minds_features_when_they_count(network):
     apart, errors = [], []
     for weight in (0.0, 0.3):
         config = fit_preset("fast", iterations=20, feature_weight=weight, autocast="float32")
-        segment = fit_segment(frames, generator, encoder, config, ranks=[16])
+        segment = fit_segment(frames, generator, encoder, config, ranks=[16])[16]
         shown = from_pixels(render_segment(segment, generator.norm_rank(16), generator))
         apart.append(feature_distance(network, shown, frames).mean().item())
         errors.append((shown - frames).square().mean().item())

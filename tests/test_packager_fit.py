@@ -1,5 +1,7 @@
 """Fitting: the schedule, what it promises, and that what is written is what was fitted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -58,18 +60,18 @@ def test_cuts_are_found_and_motion_is_not(clip, tiny_generator):
     assert scene_cuts(scene) == []
     assert scene_cuts(torch.cat([scene, -scene, scene[:1]])) == [8, 16]
     assert scene_cuts(scene[:1]) == []
-    segment = fit_segment(torch.cat([scene, -scene]), tiny_generator, None, quick(iterations=1), ranks=[1])
+    segment = fit_segment(torch.cat([scene, -scene]), tiny_generator, None, quick(iterations=1), ranks=[1])[1]
     assert [k.frame_offset for k in segment.keys] == [0, 4, 7, 8, 12, 15]
 
 
 def test_more_steps_lower_the_loss(frames, tiny_generator, tiny_encoder):
-    few = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1, rate_weight=0.0), ranks=[1, 4])
-    many = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=60, rate_weight=0.0), ranks=[1, 4])
+    few = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1, rate_weight=0.0), ranks=[1, 4])[4]
+    many = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=60, rate_weight=0.0), ranks=[1, 4])[4]
     assert loss_of(many, tiny_generator, frames) < loss_of(few, tiny_generator, frames)
 
 
 def test_segment_has_the_ladders_largest_rank(frames, tiny_generator, tiny_encoder):
-    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[1, 3])
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[1, 3])[3]
     assert segment.rank == 3
     assert [k.frame_offset for k in segment.keys] == [0, 4, 7]
     assert segment.anchors == (2, 6)
@@ -82,7 +84,7 @@ def test_same_seed_same_codes(frames, tiny_generator, tiny_encoder):
 
 
 def test_a_short_ladder_keeps_the_scale_the_generator_was_trained_with(frames, tiny_generator, tiny_encoder):
-    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[2])
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[2])[2]
     scale = tiny_generator.norm_rank(4)
     assert tiny_generator.norm_rank(2) == scale
     shown = torch.from_numpy(render_segment(segment, scale, tiny_generator)).float().permute(0, 3, 1, 2) / 127.5 - 1
@@ -92,18 +94,18 @@ def test_a_short_ladder_keeps_the_scale_the_generator_was_trained_with(frames, t
 
 
 def test_shared_v_repeats(frames, tiny_generator, tiny_encoder):
-    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=3, share_v=True), ranks=[4])
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=3, share_v=True), ranks=[4])[4]
     for key in segment.keys[1:]:
         np.testing.assert_array_equal(key.v, segment.keys[0].v)
 
 
 def test_motion_fills_the_gaps_between_key_frames(frames, tiny_generator, tiny_encoder):
-    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=2), ranks=[2])
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=2), ranks=[2])[2]
     assert segment.motion is not None
     assert segment.motion.shape == (4, 2, 2, 2)
     assert segment.motion.dtype == np.int16
     assert render_segment(segment, tiny_generator.norm_rank(2), tiny_generator).shape == (len(frames), 64, 64, 3)
-    faded = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=2, motion=False), ranks=[2])
+    faded = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=2, motion=False), ranks=[2])[2]
     assert faded.motion is None
 
 
@@ -112,13 +114,40 @@ def test_what_decodes_is_bit_for_bit_what_was_fitted(frames, tiny_generator, tin
     monkeypatch.setitem(tiny_generator._buffers, "step_scale", torch.tensor([1.0, 1.7, 3.1, 0.3]))
     fits = []
     to_segment = FitState.segment
-    monkeypatch.setattr(FitState, "segment", lambda fit: fits.append(fit) or to_segment(fit))
-    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=5, motion=motion), ranks=[2, 4])
-    with torch.no_grad():
-        everything = torch.arange(len(frames))
-        fitted = fits[0].shown(tiny_generator.generate(fits[0].prompts(everything, 4)), everything)
-    decoded = render_segment(segment, tiny_generator.norm_rank(4), tiny_generator)
-    np.testing.assert_array_equal(decoded, to_pixels(fitted).numpy())
+    monkeypatch.setattr(FitState, "segment", lambda fit, rank: fits.append(fit) or to_segment(fit, rank))
+    ladder = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=5, motion=motion), ranks=[2, 4])
+    everything = torch.arange(len(frames))
+    for rank, segment in ladder.items():
+        with torch.no_grad():
+            fitted = fits[0].shown(tiny_generator.generate(fits[0].prompts(everything, rank)), everything)
+        decoded = render_segment(segment, tiny_generator.norm_rank(4), tiny_generator)
+        np.testing.assert_array_equal(decoded, to_pixels(fitted).numpy())
+
+
+@pytest.mark.parametrize("rank_v", [True, False])
+def test_lower_ranks_share_u_and_motion_and_may_have_a_v_of_their_own(
+    frames, tiny_generator, tiny_encoder, monkeypatch, rank_v
+):
+    monkeypatch.setattr(fit_module._Descent, "_objective", lambda descent: 0.0)  # so few steps need not be a gain
+    config = quick(iterations=6, rank_v=rank_v, v_step=0.001)
+    ladder = fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[2, 3, 4])
+    assert list(ladder) == [2, 3, 4]
+    for rank in (2, 3):
+        prefix = ladder[4].truncate(rank)
+        own = replace(
+            ladder[rank], keys=tuple(replace(k, v=p.v) for k, p in zip(ladder[rank].keys, prefix.keys, strict=True))
+        )
+        assert own == prefix
+        assert (ladder[rank] == prefix) == (not rank_v)
+
+
+def test_only_steps_at_a_rank_change_its_v(frames, tiny_generator, tiny_encoder, monkeypatch):
+    """Two steps: at rank 4, then at rank 2; rank 3 has had none."""
+    monkeypatch.setattr(fit_module._Descent, "_objective", lambda descent: 0.0)  # likewise
+    config = quick(iterations=2, v_step=0.001)
+    ladder = fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[2, 3, 4])
+    assert ladder[3] == ladder[4].truncate(3)
+    assert ladder[2] != ladder[4].truncate(2)
 
 
 def test_every_second_step_is_at_the_full_rank_and_the_lower_ones_take_turns():
@@ -169,7 +198,7 @@ def test_at_every_rank_the_features_of_every_frame_of_a_step_take_their_turn(
 
 def test_each_component_has_the_step_the_generator_names(frames, tiny_generator, tiny_encoder, monkeypatch):
     monkeypatch.setitem(tiny_generator._buffers, "step_scale", torch.tensor([1.0, 2.0, 4.0, 8.0]))
-    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[2, 3])
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[2, 3])[3]
     assert segment.u_scale.tolist() == pytest.approx([FAST.u_step, 2 * FAST.u_step, 4 * FAST.u_step])
 
 
@@ -184,7 +213,7 @@ def test_key_prompts_lie_as_far_apart_as_the_way_between_asks_for():
 
 def test_random_start_without_an_encoder(frames, tiny_generator):
     config = fit_preset("paper", iterations=3, interval=4)
-    segment = fit_segment(frames, tiny_generator, None, config, ranks=[2, 4])
+    segment = fit_segment(frames, tiny_generator, None, config, ranks=[2, 4])[4]
     assert segment.rank == 4
 
 
@@ -197,7 +226,7 @@ def test_progress_is_told(frames, tiny_generator, tiny_encoder):
 
 
 def test_one_frame_segment(frames, tiny_generator, tiny_encoder):
-    segment = fit_segment(frames[:1], tiny_generator, tiny_encoder, quick(iterations=2), ranks=[4])
+    segment = fit_segment(frames[:1], tiny_generator, tiny_encoder, quick(iterations=2), ranks=[4])[4]
     assert [k.frame_offset for k in segment.keys] == [0]
 
 
@@ -256,7 +285,7 @@ def test_sequence_rate_rewards_smooth_and_repeated_key_prompts():
 def test_the_rate_term_saves_bytes(frames, tiny_generator, tiny_encoder):
     def size(rate_weight):
         config = quick(iterations=30, rate_weight=rate_weight)
-        segment = fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[4])
+        segment = fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[4])[4]
         u, v = (np.stack([getattr(key, name) for key in segment.keys]) for name in "uv")
         return len(CodesEncoder(Layout(len(u), len(v), (4, 4), tiny_generator.width)).encode(u, v))
 

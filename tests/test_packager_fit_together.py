@@ -34,7 +34,8 @@ def test_each_segment_comes_to_what_it_comes_to_alone(scenes, tiny_generator, ti
         scenes, tiny_generator, tiny_encoder, config, ranks=[2, 4], progress=lambda step, _: steps.append(step)
     )
     assert steps == list(range(1, len(steps) + 1))
-    for one, other in zip(alone, together, strict=True):
+    pairs = [(one[rank], other[rank]) for one, other in zip(alone, together, strict=True) for rank in (2, 4)]
+    for one, other in pairs:
         assert one.frames == other.frames
         for a, b in zip(one.keys, other.keys, strict=True):
             assert a.frame_offset == b.frame_offset
@@ -44,14 +45,14 @@ def test_each_segment_comes_to_what_it_comes_to_alone(scenes, tiny_generator, ti
                 codes, others = getattr(a, name), getattr(b, name)
                 assert (codes != others).mean() <= 0.01
                 assert np.abs(codes.astype(int) - others).max() <= 1
-    assert any(not np.array_equal(alone[0].keys[0].u, other.keys[0].u) for other in together[1:])
+    assert any(not np.array_equal(alone[0][4].keys[0].u, other[4].keys[0].u) for other in together[1:])
 
 
 def test_one_alone_is_the_same_bytes(scenes, tiny_generator, tiny_encoder):
     config = fit_preset("fast", iterations=3, interval=4)
     one = fit_segment(scenes[0], tiny_generator, tiny_encoder, config, ranks=[4])
     (other,) = fit_segments(scenes[:1], tiny_generator, tiny_encoder, config, ranks=[4])
-    np.testing.assert_array_equal(one.keys[1].u, other.keys[1].u)
+    assert one == other
 
 
 def test_all_segments_pass_the_generator_at_once(scenes, tiny_generator, monkeypatch):
@@ -167,10 +168,10 @@ def test_a_compiled_fit_is_the_same_fit(scenes, tiny_generator, monkeypatch):
     """The compiler's front end alone: graphs of any size without a break, run by plain torch."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     plain = fit_preset("paper", iterations=2, frames_per_step=4)
-    wanted = fit_segment(scenes[0], tiny_generator, None, plain, ranks=[2])
+    wanted = fit_segment(scenes[0], tiny_generator, None, plain, ranks=[2])[2]
     config = fit_preset("paper", iterations=2, frames_per_step=4, compile="default", frames_at_once=2)
     assert Forward(tiny_generator, config)._descend != tiny_generator.generate
-    found = fit_segment(scenes[0], tiny_generator, None, config, ranks=[2])
+    found = fit_segment(scenes[0], tiny_generator, None, config, ranks=[2])[2]
     for one, other in zip(wanted.keys, found.keys, strict=True):
         assert (one.u != other.u).mean() <= 0.01
 

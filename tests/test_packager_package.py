@@ -17,7 +17,7 @@ import pytest
 
 from packager import ladder
 from packager.errors import BuildError, FolderError, PackagerError, VideoError
-from packager.fit import fit_preset
+from packager.fit import PRESETS, fit_preset
 from packager.ladder import PromptLadder
 from packager.package import build, build_h265, build_prompts, folder_name, open_source
 from packager.settings import BuildConfig
@@ -277,9 +277,15 @@ def test_prompt_ladder_decodes_to_what_was_measured(prompts, video, tiny_generat
             )
 
 
-def test_layers_decode_to_the_frames_of_whole_representations(prompts, video, prompt_config, tmp_path):
-    config = replace(prompt_config, layered=True)
-    layered = build_prompts(video, tmp_path, config).presentation
+def test_layers_decode_to_the_frames_of_whole_representations(video, prompt_config, tmp_path, monkeypatch):
+    """Of those that share one V, as layers do."""
+    layered = build_prompts(
+        video, tmp_path / "layered", replace(prompt_config, layered=True, iterations=6)
+    ).presentation
+    monkeypatch.setitem(PRESETS, "fast", replace(PRESETS["fast"], rank_v=False))
+    prompts = build_prompts(
+        video, tmp_path / "whole", replace(prompt_config, top_interval=0, iterations=6)
+    ).presentation
     ladder = layered.ladder()
     np.testing.assert_array_equal(ladder.layer_bytes.cumsum(axis=1), ladder.segment_bytes)
     assert [rung.dependencies for rung in layered.representations][-1] == tuple(ladder.names[:-1])

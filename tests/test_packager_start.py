@@ -59,9 +59,9 @@ def test_a_base_is_an_empty_prompt(tiny_generator):
 @pytest.mark.parametrize("start", ["empty", "random", "encoder"])
 def test_every_start_is_fitted(tiny_generator, tiny_encoder, start):
     config = fit_preset("fast", iterations=2, start=start)
-    segment = fit_segment(FRAMES, tiny_generator, tiny_encoder, config, ranks=[2])
+    segment = fit_segment(FRAMES, tiny_generator, tiny_encoder, config, ranks=[2])[2]
     assert segment.rank == 2
-    again = fit_segment(FRAMES, tiny_generator, tiny_encoder, config, ranks=[2])
+    again = fit_segment(FRAMES, tiny_generator, tiny_encoder, config, ranks=[2])[2]
     assert segment == again
 
 
@@ -79,7 +79,7 @@ def test_what_is_not_there_is_named(plain_folder, tiny_generator):
 def test_memory_that_runs_out_is_met_with_parts(tiny_generator, caplog):
     config = fit_preset("paper", iterations=3, frames_per_step=6, worst_share=0.0)
     frames = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    whole = fit_segment(frames, tiny_generator, None, config, ranks=[2])
+    whole = fit_segment(frames, tiny_generator, None, config, ranks=[2])[2]
     original, sizes, most = tiny_generator.generate, [], [3]
 
     def limited(embeddings, **options):
@@ -90,7 +90,7 @@ def test_memory_that_runs_out_is_met_with_parts(tiny_generator, caplog):
 
     tiny_generator.generate = limited
     try:
-        parts = fit_segment(frames, tiny_generator, None, config, ranks=[2])
+        parts = fit_segment(frames, tiny_generator, None, config, ranks=[2])[2]
         most[0] = 2  # half of five is still too many
         with pytest.raises(BuildError, match="ran out of memory on cpu with 3 frames at once"):
             fit_segment(frames, tiny_generator, None, fit_preset("paper", iterations=1, frames_at_once=5), ranks=[2])
