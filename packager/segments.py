@@ -17,8 +17,8 @@ import numpy as np
 
 from packager.errors import PackagerError
 from packager.folder import BuildFolder, SegmentRecord
-from packager.ladder import DividedCodec, JointCodec, LadderCodec, StepProgress
-from packager.workers import FIT_SHARE, Job, Workers
+from packager.ladder import DividedCodec, IndependentCodec, JointCodec, LadderCodec, StepProgress
+from packager.workers import FIT_SHARE, Coded, Job, Workers
 from player.decoder import Decoder
 from player.quality import Metric
 
@@ -52,6 +52,12 @@ class Tools:
         """Return what `encode` of the codec needs of frames uint8 [T, H, W, 3]."""
         return self.codec.fit(frames, progress)
 
+    def fit_and_code(self, index: int, frames: np.ndarray, progress: StepProgress) -> Any:
+        """Return what `fit` does, or all that `encode` would make of it, if that needs no segment before this one."""
+        fitted = self.fit(frames, progress)
+        files = self.codec.code(index, fitted) if isinstance(self.codec, IndependentCodec) else None
+        return fitted if files is None else Coded(files)
+
     def together(self) -> int:
         """Return how many segments to fit at once in this process."""
         return self.codec.together() if isinstance(self.codec, JointCodec) else 1
@@ -69,12 +75,18 @@ class Tools:
     def measure(self, index: int, frames: np.ndarray, coded: Mapping[str, bytes], progress: StepProgress) -> Quality:
         """Return the quality of what the bytes of every representation decode to."""
         quality = {}
-        for position, (name, data) in enumerate(coded.items(), start=1):
-            below = b"".join(coded[layer] for layer in self.codec.dependencies(name))
-            decoded = self.decoders[name].decode(below + data)
-            quality[name] = _measure(frames, decoded, self.metrics, f"{name}, segment {index + 1}")
+        for position, name in enumerate(coded, start=1):
+            quality[name] = self.measure_one(index, frames, coded, name)
             progress(position / len(coded))
         return quality
+
+    def measure_one(
+        self, index: int, frames: np.ndarray, coded: Mapping[str, bytes], name: str
+    ) -> dict[str, list[float]]:
+        """Return metric -> one value per frame of what the bytes of one representation decode to."""
+        below = b"".join(coded[layer] for layer in self.codec.dependencies(name))
+        decoded = self.decoders[name].decode(below + coded[name])
+        return _measure(frames, decoded, self.metrics, f"{name}, segment {index + 1}")
 
 
 def build_segments(
@@ -149,7 +161,8 @@ def _beside_each_other(
         while fitting and (fitted := fitting[0].fitted):
             job = fitting.popleft()
             coded = _write(job.index, fitted.value, folder, codec)
-            workers.measure(job, coded)
+            if not isinstance(fitted.value, Coded):  # else the worker is measuring already
+                workers.measure(job, coded)
             measuring.append((job, coded))
         while measuring and (quality := measuring[0][0].quality):
             job, coded = measuring.popleft()
@@ -180,12 +193,14 @@ def _recorded(folder: BuildFolder, index: int, frames: int) -> SegmentRecord | N
 
 def _write(index: int, fitted: Any, folder: BuildFolder, codec: LadderCodec) -> dict[str, bytes]:
     """Put a segment's files in place; return what is in them now."""
-    coded = codec.encode(index, fitted, folder)
+    coded = dict(fitted.files) if isinstance(fitted, Coded) else codec.encode(index, fitted, folder)
     for name, data in coded.items():
         path = folder.segment_path(name, index)
         if not path.exists() or path.read_bytes() != data:
             folder.write(path, data)
         coded[name] = path.read_bytes()
+        if isinstance(fitted, Coded) and coded[name] != data:
+            raise PackagerError(f"{path}: holds other bytes than were written and measured")
     return coded
 
 

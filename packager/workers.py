@@ -1,8 +1,9 @@
-"""Processes that fit and measure segments beside each other: one segment each at a time, nothing shared, no files.
+"""Processes that fit and measure segments beside each other: one segment each at a time, no files.
 
-A worker and the build talk over a pipe. Down it go the tools once, then frames, then the coded bytes of those frames;
-up come shares of progress, log records, and the result of each step. A worker ends when its pipe does, so none outlives
-the build, however that ends.
+A worker and the build talk over a pipe. Down it go the tools once, then frames to fit, then what was coded of them, to
+be measured one representation at a time; up come shares of progress, log records, and the result of each step. Whoever
+has nothing to fit helps others with measuring. A worker ends when its pipe does, so none outlives the build, however
+that ends.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import logging
 import multiprocessing
 import pickle
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing import forkserver
@@ -42,6 +44,7 @@ _IDLE_WORTH_MORE = 0.1
 # A process that fits 60 frames at 256x256, and measures them by every metric, takes 1.5 GB (docs/packaging.md).
 _BASE_BYTES, _SEGMENT_BYTES = 0.6e9, 0.9e9
 _MEMORY_SHARE = 0.8  # of what is available
+_WORTH_SENDING = 64e6  # bytes of a segment's frames, of which another process then holds a copy for a while
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,23 @@ class Result:
     """What a step came to."""
 
     value: Any
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a fit comes to where a segment's bytes do not depend on the segments before it: the bytes."""
+
+    files: Mapping[str, bytes]  # by representation
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """One representation of a segment, to be measured."""
+
+    index: int
+    frames: np.ndarray | None  # None: the worker has fitted it
+    coded: dict[str, bytes]
+    representation: str
 
 
 @dataclass(frozen=True)
@@ -65,13 +85,24 @@ class Failure:
 
 @dataclass
 class Job:
-    """A segment in the hands of a worker: `fitted` is there after the first step, `quality` after the second."""
+    """A segment in the hands of workers: `fitted` is there after the first step, `quality` after the second."""
 
     index: int
     frames: int
     share: float = 0.0  # of its work that is done
     fitted: Result | None = None
     quality: Quality | None = None
+
+
+@dataclass
+class _Measured:
+    """How far a fitted segment is measured: one representation after the other, by whoever has time."""
+
+    job: Job
+    coded: dict[str, bytes]
+    frames: np.ndarray | None  # to send to those who did not fit it; None: too large for that
+    waiting: deque[str]  # representations
+    quality: Quality = field(default_factory=dict)
 
 
 class _Worker:
@@ -83,7 +114,9 @@ class _Worker:
         with _interrupts_held():  # Ctrl-C reaches the whole group; it is the build that ends its workers
             self.process.start()
         theirs.close()
-        self.job: Job | None = None
+        self.own: Job | None = None  # which it fits or has fitted, until that is measured
+        self.task: Job | None = None  # which it works on
+        self.measures = ""  # which representation of it; empty: it fits
 
 
 class Workers:
@@ -94,6 +127,8 @@ class Workers:
         start_early()
         context = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
+        self._frames: dict[int, np.ndarray] = {}  # of segments that are being fitted
+        self._measured: dict[int, _Measured] = {}  # segments that are being measured
         try:
             threads = threads or threads_each(count)
             self._workers += (_Worker(context, threads) for _ in range(count))
@@ -112,19 +147,25 @@ class Workers:
 
     @property
     def full(self) -> bool:
-        """Whether every worker has a segment."""
-        return all(worker.job for worker in self._workers)
+        """Whether no worker could take a segment."""
+        return not any(worker.own is None and worker.task is None for worker in self._workers)
 
     def fit(self, index: int, frames: np.ndarray) -> Job:
         """Give frames uint8 [T, H, W, 3] to a free worker."""
-        worker = next(worker for worker in self._workers if worker.job is None)
-        worker.job = Job(index, len(frames))
+        worker = next(worker for worker in self._workers if worker.own is None and worker.task is None)
+        worker.own = worker.task = job = Job(index, len(frames))
+        worker.measures = ""
+        if frames.nbytes <= _WORTH_SENDING:
+            self._frames[index] = frames
         self._send(worker, (index, frames))
-        return worker.job
+        return job
 
     def measure(self, job: Job, coded: Mapping[str, bytes]) -> None:
-        """Have a fitted segment measured, as the bytes that were made of it decode."""
-        self._send(next(worker for worker in self._workers if worker.job is job), dict(coded))
+        """Have a fitted segment measured, as the bytes that were made of it decode; where the worker codes segments
+        itself, it goes without saying."""
+        measured = _Measured(job, dict(coded), self._frames.pop(job.index, None), deque(coded))
+        self._measured[job.index] = measured
+        self._hand_out()
 
     def wait(self) -> None:
         """Wait until at least one worker has something to say, and take it into its job.
@@ -132,9 +173,10 @@ class Workers:
         Raises:
             PackagerError: what a worker met; WorkerError if it died.
         """
-        busy = {worker.connection: worker for worker in self._workers if worker.job}
+        busy = {worker.connection: worker for worker in self._workers if worker.task}
         for connection in wait(list(busy)):
             self._receive(busy[connection])  # type: ignore[index]
+        self._hand_out()
 
     def close(self) -> None:
         """End the processes at once; they write nothing that could be left in pieces."""
@@ -151,7 +193,7 @@ class Workers:
             raise _died(worker) from error
 
     def _receive(self, worker: _Worker) -> None:
-        job = worker.job
+        job = worker.task
         assert job is not None
         try:
             message = worker.connection.recv()
@@ -163,11 +205,36 @@ class Workers:
             raise message.error(job)
         elif not isinstance(message, Result):
             job.share = message
-        elif job.fitted is None:
-            job.fitted, job.share = message, FIT_SHARE
+        elif worker.measures:
+            worker.task = None
+            self._take(job, worker.measures, message.value)
         else:
-            job.quality, job.share = message.value, 1.0
-            worker.job = None
+            worker.task = None
+            job.fitted, job.share = message, FIT_SHARE
+            if isinstance(message.value, Coded):
+                self.measure(job, message.value.files)
+
+    def _take(self, job: Job, representation: str, scores: dict[str, list[float]]) -> None:
+        """Take the scores of one representation; after the last one the segment is done."""
+        measured = self._measured[job.index]
+        measured.quality[representation] = scores
+        job.share = FIT_SHARE + (1 - FIT_SHARE) * len(measured.quality) / len(measured.coded)
+        if len(measured.quality) == len(measured.coded):
+            job.quality = {name: measured.quality[name] for name in measured.coded}
+            del self._measured[job.index]
+            next(worker for worker in self._workers if worker.own is job).own = None
+
+    def _hand_out(self) -> None:
+        """Give idle workers what is to be measured: of their own segments first, then of others'."""
+        for worker in self._workers:
+            if worker.task is not None:
+                continue
+            open_ones = [measured for measured in self._measured.values() if measured.waiting]
+            own = [measured for measured in open_ones if measured.job is worker.own]
+            for measured in own or [measured for measured in open_ones if measured.frames is not None][:1]:
+                worker.task, worker.measures = measured.job, measured.waiting.popleft()
+                frames = None if own else measured.frames
+                self._send(worker, _Measure(measured.job.index, frames, measured.coded, worker.measures))
 
 
 def start_early() -> None:
@@ -266,27 +333,19 @@ def _serve(connection: Connection, threads: int, log_level: int) -> None:
     logging.basicConfig(level=log_level, handlers=[_Forward(connection)])
     try:
         tools: Tools = pickle.loads(connection.recv())
+        own: np.ndarray | None = None  # the frames fitted last
         while True:
-            index, frames = connection.recv()
-            _answer(connection, partial(tools.fit, frames, lambda share: connection.send(FIT_SHARE * share)))
-            coded = connection.recv()
-            _answer(
-                connection,
-                partial(
-                    tools.measure,
-                    index,
-                    frames,
-                    coded,
-                    lambda share: connection.send(FIT_SHARE + (1 - FIT_SHARE) * share),
-                ),
-            )
+            message = connection.recv()
+            if isinstance(message, _Measure):
+                frames = own if message.frames is None else message.frames
+                assert frames is not None
+                step = partial(tools.measure_one, message.index, frames, message.coded, message.representation)
+            else:
+                index, own = message
+                step = partial(tools.fit_and_code, index, own, lambda share: connection.send(FIT_SHARE * share))
+            connection.send(outcome(step))  # after a failure the build is over, and the pipe ends
     except (EOFError, ConnectionError):  # the build is over
         return
-
-
-def _answer(connection: Connection, step: Callable[[], Any]) -> None:
-    """Send what a step comes to; after a failure the build is over, and the pipe ends."""
-    connection.send(outcome(step))
 
 
 def outcome(step: Callable[[], Any]) -> Result | Failure:

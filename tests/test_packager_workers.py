@@ -158,3 +158,73 @@ def test_a_build_that_is_left_to_choose_makes_the_bytes_of_one_process(video, co
     build_prompts(video, tmp_path / "chosen", replace(config, jobs=0))
     assert started == [(3, 1)]
     assert digest_of(tmp_path / "chosen") == digest_of(tmp_path / "one")
+
+
+def test_segments_that_workers_code_themselves_are_those_of_one_process(video, config, tmp_path):
+    config = replace(config, top_interval=0)
+    build_prompts(video, tmp_path / "one", config)
+    build_prompts(video, tmp_path / "two", replace(config, jobs=2))
+    assert digest_of(tmp_path / "two") == digest_of(tmp_path / "one")
+
+
+class Pipe:
+    """A worker's end of the talk: what it was sent, and what it will say next."""
+
+    def __init__(self):
+        self.sent, self.says = [], []
+
+    def send(self, message):
+        self.sent.append(message)
+
+    def recv(self):
+        return self.says.pop(0)
+
+
+class Idle:
+    """A worker without a process."""
+
+    def __init__(self, *unused):
+        self.connection, self.own, self.task, self.measures = Pipe(), None, None, ""
+
+
+def test_who_has_nothing_to_fit_measures_for_others(monkeypatch):
+    monkeypatch.setattr(workers_module, "_Worker", Idle)
+    monkeypatch.setattr(workers_module, "start_early", lambda: None)
+    monkeypatch.setattr(workers_module, "wait", lambda pipes: [pipe for pipe in pipes if pipe.says])
+    workers = Workers("tools", 2, 1)
+    first, second = (worker.connection for worker in workers._workers)
+    frames = np.zeros((1, 4, 4, 3), np.uint8)
+    job = workers.fit(7, frames)
+    coded = {"r1": b"1", "r2": b"2", "r4": b"4"}
+    first.says = [workers_module.Result(workers_module.Coded(coded))]
+    workers.wait()
+    assert [pipe.sent[-1].representation for pipe in (first, second)] == ["r1", "r2"]
+    assert first.sent[-1].frames is None
+    assert second.sent[-1].frames is frames
+    assert workers.full  # one waits for its segment to be measured, the other one helps
+    second.says = [workers_module.Result({"psnr_db": [2.0]})]
+    workers.wait()
+    assert second.sent[-1].representation == "r4"
+    assert job.quality is None
+    second.says = [workers_module.Result({"psnr_db": [4.0]})]
+    workers.wait()
+    assert not workers.full  # the second may fit again
+    first.says = [workers_module.Result({"psnr_db": [1.0]})]
+    workers.wait()
+    assert job.quality == {"r1": {"psnr_db": [1.0]}, "r2": {"psnr_db": [2.0]}, "r4": {"psnr_db": [4.0]}}
+    assert list(job.quality) == list(coded)
+    assert job.share == 1.0
+
+
+def test_frames_too_large_to_send_are_measured_where_they_were_fitted(monkeypatch):
+    monkeypatch.setattr(workers_module, "_Worker", Idle)
+    monkeypatch.setattr(workers_module, "start_early", lambda: None)
+    monkeypatch.setattr(workers_module, "wait", lambda pipes: [pipe for pipe in pipes if pipe.says])
+    monkeypatch.setattr(workers_module, "_WORTH_SENDING", 10)
+    workers = Workers("tools", 2, 1)
+    first, second = (worker.connection for worker in workers._workers)
+    workers.fit(0, np.zeros((1, 4, 4, 3), np.uint8))
+    first.says = [workers_module.Result(workers_module.Coded({"r1": b"1", "r2": b"2"}))]
+    workers.wait()
+    assert first.sent[-1].representation == "r1"
+    assert len(second.sent) == 1
