@@ -47,9 +47,10 @@ class FitConfig:
     squared error (26 dB for a range of 2), near what prompts cost anyway: still and steady scenes. 0: never."""
     share_v: bool = True
     """One V for all key prompts of a segment; its repetition then costs almost no bytes."""
-    rank_v: bool = True
+    rank_v: bool = False
     """A V of its own for each lower rank, near that of the full rank, while U of a lower rank is a prefix of U: costs
-    no bytes as long as representations stand alone (docs/RESULTS.md). A layered ladder goes without."""
+    no bytes as long as representations stand alone, helps where a picture is full of texture and harms where it is flat
+    (docs/RESULTS.md). A layered ladder goes without."""
     rate_weight: float = 0.045
     """Weight of the estimated bits a value against the frame loss (docs/RESULTS.md)."""
     feature_weight: float = 0.05
@@ -124,7 +125,6 @@ PAPER = FitConfig(
     patience=300,
     motion=False,
     share_v=False,
-    rank_v=False,
     rate_weight=0.0,
     feature_weight=0.0,
     embedding_weight=0.125,
