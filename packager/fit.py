@@ -2,9 +2,8 @@
 
 Every frame counts, not only those under a key prompt: the loss is taken after interpolation (along motion, or of the
 prompts as in the paper), through fake quantization with straight-through gradients. Every second step is taken at the
-full rank, those between at the lower ranks in turn, so that one fit serves every rank of the ladder: U of a lower rank
-is a prefix of U, V a near relation. Several segments may descend together: their frames then pass the generator as one
-batch, and nothing else is shared.
+full rank, those between at the lower ranks in turn, so that one fit serves every rank of the ladder. Several segments
+may descend together: their frames then pass the generator as one batch, and nothing else is shared.
 """
 
 from __future__ import annotations

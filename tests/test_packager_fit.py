@@ -144,7 +144,7 @@ def test_lower_ranks_share_u_and_motion_and_may_have_a_v_of_their_own(
 def test_only_steps_at_a_rank_change_its_v(frames, tiny_generator, tiny_encoder, monkeypatch):
     """Two steps: at rank 4, then at rank 2; rank 3 has had none."""
     monkeypatch.setattr(fit_module._Descent, "_objective", lambda descent: 0.0)  # likewise
-    config = quick(iterations=2, v_step=0.001)
+    config = quick(iterations=2, rank_v=True, v_step=0.001)
     ladder = fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[2, 3, 4])
     assert ladder[3] == ladder[4].truncate(3)
     assert ladder[2] != ladder[4].truncate(2)

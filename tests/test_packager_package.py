@@ -17,7 +17,7 @@ import pytest
 
 from packager import ladder
 from packager.errors import BuildError, FolderError, PackagerError, VideoError
-from packager.fit import PRESETS, fit_preset
+from packager.fit import fit_preset
 from packager.ladder import PromptLadder
 from packager.package import build, build_h265, build_prompts, folder_name, open_source
 from packager.settings import BuildConfig
@@ -277,12 +277,10 @@ def test_prompt_ladder_decodes_to_what_was_measured(prompts, video, tiny_generat
             )
 
 
-def test_layers_decode_to_the_frames_of_whole_representations(video, prompt_config, tmp_path, monkeypatch):
-    """Of those that share one V, as layers do."""
+def test_layers_decode_to_the_frames_of_whole_representations(video, prompt_config, tmp_path):
     layered = build_prompts(
         video, tmp_path / "layered", replace(prompt_config, layered=True, iterations=6)
     ).presentation
-    monkeypatch.setitem(PRESETS, "fast", replace(PRESETS["fast"], rank_v=False))
     prompts = build_prompts(
         video, tmp_path / "whole", replace(prompt_config, top_interval=0, iterations=6)
     ).presentation
@@ -428,3 +426,11 @@ def test_only_the_first_seconds_are_packaged(video, prompt_config, tmp_path):
     assert presentation.manifest.duration_s == pytest.approx(0.5, abs=0.5 / float(presentation.manifest.fps))
     with pytest.raises(FolderError, match="frames_taken"):
         build_h265(video, tmp_path / "start", replace(config, seconds=0.0))
+
+
+@pytest.mark.parametrize("change", [{"layered": True}, {"bitrates_bps": [20_000]}])
+def test_layers_and_target_bitrates_are_made_of_one_v(tiny_generator, change):
+    """Layers could not carry another one, and nothing but the highest rank is coded for targets."""
+    fit = fit_preset("fast", rank_v=True)
+    assert PromptLadder(tiny_generator, None, ranks=[1, 4], fit=fit).fit_config.rank_v
+    assert not PromptLadder(tiny_generator, None, ranks=[1, 4], fit=fit, **change).fit_config.rank_v
