@@ -229,7 +229,8 @@ def _build(options: argparse.Namespace) -> int:
         **({names[options.codec == CODECS[0]]: options.bitrates} if options.bitrates else {}),
     )
     started_s = time.monotonic()
-    if options.jobs > 1 or (options.codec == CODECS[0] and not options.jobs and usable_cores() > 1):
+    elsewhere = options.ray or options.device.startswith("cuda")
+    if options.codec == CODECS[0] and not elsewhere and (options.jobs or usable_cores()) > 1:
         start_early()  # while this process loads the same libraries
     from packager.package import builder
     from packager.table import quality_table

@@ -70,7 +70,7 @@ class Forward:
 
     def _gains_by_plain_attention(self) -> bool:
         """Return whether attention is descended faster as plain products than by torch's fused kernel, whose gradient
-        is slow on a CPU (docs/RESULTS.md); they hold a number for each pair of places of the latent."""
+        takes twice the time on a CPU (docs/RESULTS.md); they hold a number for each pair of places of the latent."""
         small = self.generator.start_latent[0].numel() <= _MOST_PLAIN_PLACES
         return self.generator.device.type == "cpu" and self.dtype == torch.bfloat16 and small
 

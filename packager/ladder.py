@@ -110,7 +110,7 @@ class JointCodec(Protocol):
 class IndependentCodec(Protocol):
     """A codec whose segments may be coded in any order; beside `LadderCodec`."""
 
-    def code(self, index: int, fitted: Any) -> dict[str, bytes] | None:
+    def code_segment(self, index: int, fitted: Any) -> dict[str, bytes] | None:
         """Return what `encode` does, or None if that depends on the segments before this one."""
         ...
 
@@ -271,9 +271,11 @@ class PromptLadder:
         return [(config, self._ladder), (top, self._ladder[-1:])]
 
     def encode(self, index: int, fitted: FittedSegment, folder: BuildFolder) -> dict[str, bytes]:
-        return self.code(index, fitted) or {name: self._meet(name, index, fitted, folder) for name in self._infos}
+        return self.code_segment(index, fitted) or {
+            name: self._meet(name, index, fitted, folder) for name in self._infos
+        }
 
-    def code(self, index: int, fitted: FittedSegment) -> dict[str, bytes] | None:
+    def code_segment(self, index: int, fitted: FittedSegment) -> dict[str, bytes] | None:
         """Return the media segment of every representation; None if there are targets, which bytes so far count to."""
         if self.targets_bps:
             return None

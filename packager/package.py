@@ -1,8 +1,8 @@
 """Video to packaged folder: encode every segment, measure what the player will decode from it, write the manifest.
 
-Every codec goes through `build`. A segment is written, read back, decoded by the player's own decoder and measured
-against the source, so the quality sidecar speaks of the bytes on disk (see `packager.segments`). Work that is done
-survives being killed (see `packager.folder`).
+Every codec goes through `build`. What a segment is coded to is written and read back, decoded by the player's own
+decoder and measured against the source, so the quality sidecar speaks of the bytes on disk (see `packager.segments`).
+Work that is done survives being killed (see `packager.folder`).
 """
 
 from __future__ import annotations

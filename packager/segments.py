@@ -55,7 +55,7 @@ class Tools:
     def fit_and_code(self, index: int, frames: np.ndarray, progress: StepProgress) -> Any:
         """Return what `fit` does, or all that `encode` would make of it, if that needs no segment before this one."""
         fitted = self.fit(frames, progress)
-        files = self.codec.code(index, fitted) if isinstance(self.codec, IndependentCodec) else None
+        files = self.codec.code_segment(index, fitted) if isinstance(self.codec, IndependentCodec) else None
         return fitted if files is None else Coded(files)
 
     def together(self) -> int:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from logging.handlers import QueueHandler
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +33,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A forked torch may hang once it has computed; where there is a server to fork from, libraries are loaded once.
-_FORKS = "forkserver" in multiprocessing.get_all_start_methods()
-_LIBRARIES = "packager.package"  # imports all that a worker needs
+# What takes a worker long to import. Nothing of this project: the server, started with `-c`, could find another copy of
+# it in the folder that it stands in.
+_LIBRARIES = [
+    "av",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d_condition",
+    "scipy.linalg",
+]
 
 FIT_SHARE = 0.7
 """Of a segment's time, the rest is measuring; for the progress bar only."""
@@ -111,8 +116,11 @@ class _Worker:
     ) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads, _log_level()), daemon=True)
-        with _interrupts_held():  # Ctrl-C reaches the whole group; it is the build that ends its workers
-            self.process.start()
+        try:
+            with _interrupts_held():  # Ctrl-C reaches the whole group; it is the build that ends its workers
+                self.process.start()
+        except EOFError as error:
+            raise WorkerError("the process that workers are forked from was killed (out of memory?)") from error
         theirs.close()
         self.own: Job | None = None  # which it fits or has fitted, until that is measured
         self.task: Job | None = None  # which it works on
@@ -124,8 +132,8 @@ class Workers:
 
     def __init__(self, tools: Tools, count: int, threads: int = 0) -> None:
         """Start `count` processes of so many threads each; 0: their part of the cores."""
-        start_early()
-        context = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
+        forks = start_early()
+        context = multiprocessing.get_context("forkserver") if forks else multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._frames: dict[int, np.ndarray] = {}  # of segments that are being fitted
         self._measured: dict[int, _Measured] = {}  # segments that are being measured
@@ -237,16 +245,26 @@ class Workers:
                 self._send(worker, _Measure(measured.job.index, frames, measured.coded, worker.measures))
 
 
-def start_early() -> None:
+def start_early() -> bool:
     """Begin with what processes take seconds for, loading libraries, in a process that they are then forked from.
 
-    That process has not computed anything, so forking it is safe, unlike this one. It ends with this one. A second call
-    does nothing, and where processes cannot be forked neither does the first.
+    That process has not computed anything, so forking it is safe, unlike this one, where torch may hang once it has. It
+    ends with this one. A second call does nothing.
+
+    Returns:
+        Whether there is such a process; where the system has none, or no place for its socket, processes are spawned.
     """
-    if _FORKS:
-        multiprocessing.set_forkserver_preload([_LIBRARIES])
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return False
+    multiprocessing.set_forkserver_preload(_LIBRARIES)
+    try:
+        resource_tracker.ensure_running()  # which the server would start, and with it the interrupts again
         with _interrupts_held():
             forkserver.ensure_running()
+    except OSError as error:  # such as a path of more than 108 bytes to the folder of temporary files
+        log.info("workers are spawned, not forked: %s", error)
+        return False
+    return True
 
 
 def plan(segments: int | None, steps: int, frames: int, frame_pixels: int) -> tuple[int, int] | None:

@@ -32,7 +32,7 @@ def test_more_steps_cost_more_evaluations_and_nested_ranks_come_in_pairs(video, 
     arguments = [str(video), "--generator", str(tiny_folder), "--device", "cpu", "--rank", "2", "--json", str(out)]
     assert fit_speed.main([*arguments, "--run", "paper:1", "--run", "paper:3", "--nested", "1", "--top-rank", "2"]) == 0
     first, second, prefix, alone = json.loads(out.read_text())["rows"]
-    frames_a_step = 8  # of this clip, which is shorter than the preset's ten
+    frames_a_step = 8  # of this clip, which is shorter than this preset's ten
     assert second["evaluations"] - first["evaluations"] == 2 * frames_a_step
     assert [(row["run"], row["rank"]) for row in (prefix, alone)] == [("within rank 2", 1), ("alone", 1)]
     assert first["paper_loss"] > 0
@@ -47,7 +47,7 @@ def test_a_run_is_measured_on_its_way_and_ends_where_a_metric_is_good_enough(vid
     assert (early["step"], late["step"]) == (2, 4)
     frames_a_step = 8
     assert late["evaluations"] - early["evaluations"] == 2 * frames_a_step  # what was measured is not counted
-    assert end["evaluations"] == late["evaluations"] + 3  # the last loss, of every third frame
+    assert end["evaluations"] == late["evaluations"] + 2  # the last loss, of every sixth frame
     assert end["paper_loss"] == late["paper_loss"]
     reached = f"psnr_db={early['psnr_db']}"
     assert fit_speed.main([*arguments, "--run", "paper:4", "--track", "2", "--until", reached]) == 0

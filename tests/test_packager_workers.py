@@ -189,7 +189,7 @@ class Idle:
 
 def test_who_has_nothing_to_fit_measures_for_others(monkeypatch):
     monkeypatch.setattr(workers_module, "_Worker", Idle)
-    monkeypatch.setattr(workers_module, "start_early", lambda: None)
+    monkeypatch.setattr(workers_module, "start_early", lambda: True)
     monkeypatch.setattr(workers_module, "wait", lambda pipes: [pipe for pipe in pipes if pipe.says])
     workers = Workers("tools", 2, 1)
     first, second = (worker.connection for worker in workers._workers)
@@ -218,7 +218,7 @@ def test_who_has_nothing_to_fit_measures_for_others(monkeypatch):
 
 def test_frames_too_large_to_send_are_measured_where_they_were_fitted(monkeypatch):
     monkeypatch.setattr(workers_module, "_Worker", Idle)
-    monkeypatch.setattr(workers_module, "start_early", lambda: None)
+    monkeypatch.setattr(workers_module, "start_early", lambda: True)
     monkeypatch.setattr(workers_module, "wait", lambda pipes: [pipe for pipe in pipes if pipe.says])
     monkeypatch.setattr(workers_module, "_WORTH_SENDING", 10)
     workers = Workers("tools", 2, 1)
@@ -228,3 +228,12 @@ def test_frames_too_large_to_send_are_measured_where_they_were_fitted(monkeypatc
     workers.wait()
     assert first.sent[-1].representation == "r1"
     assert len(second.sent) == 1
+
+
+def test_processes_are_spawned_where_no_server_can_be_reached(monkeypatch):
+    def no_place():
+        raise OSError("AF_UNIX path too long")
+
+    assert workers_module.start_early()
+    monkeypatch.setattr(workers_module.forkserver, "ensure_running", no_place)
+    assert not workers_module.start_early()
