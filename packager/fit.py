@@ -82,26 +82,25 @@ def fit_segment(
         if observe is not None:
             observe(step, descents[0].state.segment)
 
-    return _fit([frames], None, generator, encoder, config, ranks, told)[0]
+    return _fit([frames], generator, encoder, config, ranks, told)[0]
 
 
 def fit_segments(
-    segments: Sequence[Tensor],
+    segments: Sequence[Tensor | TrueMotion],
     generator: Generator,
     encoder: PromptEncoder | None,
     config: FitConfig,
     *,
     ranks: Sequence[int],
-    motions: Sequence[TrueMotion] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Ladder]:
-    """Fit several segments together; arguments as of `fit_segment`, `segments` holding the frames of each, and
-    `motions`, if given, the motion of each: what an earlier fit of the same frames has found is not looked for again.
+    """Fit several segments together; arguments as of `fit_segment`, `segments` holding the frames of each, or
+    its motion on the generator's device: what an earlier fit of the same frames has found is not looked for again.
 
     Draws, schedule and optimizer are each segment's own, and a step's loss is the sum of theirs, so every segment gets
     the gradients that it gets alone. Only the rounding of products over a larger batch differs.
     """
-    return _fit(segments, motions, generator, encoder, config, ranks, lambda step, _: _tell(progress, step, config))
+    return _fit(segments, generator, encoder, config, ranks, lambda step, _: _tell(progress, step, config))
 
 
 def segments_that_fit(generator: Generator, config: FitConfig, frames: int) -> tuple[int, FitConfig]:
@@ -135,8 +134,7 @@ def _tell(progress: Callable[[int, int], None] | None, step: int, config: FitCon
 
 
 def _fit(
-    segments: Sequence[Tensor],
-    motions: Sequence[TrueMotion] | None,
+    segments: Sequence[Tensor | TrueMotion],
     generator: Generator,
     encoder: PromptEncoder | None,
     config: FitConfig,
@@ -147,12 +145,12 @@ def _fit(
     rank = max(ranks)
     if min(ranks) < 1 or rank > generator.max_rank:
         raise BuildError(f"ranks {list(ranks)}: this generator has ranks 1 to {generator.max_rank}")
-    for frames in segments:
-        if tuple(frames.shape[2:]) != generator.native_size:
-            raise BuildError(f"frames of {tuple(frames.shape[2:])} pixels, expected {generator.native_size}")
+    seen = [part if isinstance(part, TrueMotion) else TrueMotion(part.to(generator.device)) for part in segments]
+    for motion in seen:
+        if (size := tuple(motion.frames.shape[2:])) != generator.native_size:
+            raise BuildError(f"frames of {size} pixels, expected {generator.native_size}")
     forward = Forward(generator, config)
-    motions = motions or [TrueMotion(frames.to(generator.device)) for frames in segments]
-    descents = [_Descent.begin(motion, forward, encoder, config, ranks) for motion in motions]
+    descents = [_Descent.begin(motion, forward, encoder, config, ranks) for motion in seen]
     _descend(descents, forward, config, told)
     return [descent.result() for descent in descents]
 

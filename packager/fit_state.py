@@ -104,7 +104,7 @@ class FitState:
         if config.rate_weight:
             total = total + config.rate_weight * sequence_rate(self.u, grid, config.u_step)
             # V stands against U by its share of values, once a segment if shared
-            for v in (self.v, self.v_at(rank))[: 1 + (rank in self.changes)]:
+            for v in [self.v, self.v_at(rank)] if rank in self.changes else [self.v]:
                 share = v.numel() / self.u.numel()
                 total = total + config.rate_weight * share * torch.log2(1 + 2 * v.abs() / config.v_step).mean()
             if self.motion is not None:

@@ -222,20 +222,17 @@ class PromptLadder:
 
     def fit_together(self, segments: Sequence[np.ndarray], progress: StepProgress) -> list[FittedSegment]:
         """Return what `fit` returns for each of several segments, uint8 [T, H, W, 3], fitted at once."""
-        frames = [from_pixels(_grow(frames, self.generator.native_size)) for frames in segments]
+        size, device = self.generator.native_size, self.generator.device
+        motions = [TrueMotion(from_pixels(_grow(frames, size)).to(device)) for frames in segments]
         at_once = self._size()[1].frames_at_once
         fits = [(replace(config, frames_at_once=at_once), ranks) for config, ranks in self._fits()]
-        motions = [TrueMotion(picture.to(self.generator.device)) for picture in frames]
         fitted = []
         for number, (config, ranks) in enumerate(fits):
 
             def told(step: int, steps: int, done: int = number) -> None:
                 progress((done + step / steps) / len(fits))
 
-            found = fit_segments(
-                frames, self.generator, self.encoder, config, ranks=ranks, motions=motions, progress=told
-            )
-            fitted.append(found)
+            fitted.append(fit_segments(motions, self.generator, self.encoder, config, ranks=ranks, progress=told))
         return [FittedSegment(*parts) for parts in zip(*fitted, strict=True)]
 
     def processes(self, segments: int | None) -> tuple[int, int] | None:

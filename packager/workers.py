@@ -126,6 +126,11 @@ class _Worker:
         self.task: Job | None = None  # which it works on
         self.measures = ""  # which representation of it; empty: it fits
 
+    @property
+    def free(self) -> bool:
+        """Whether it could take a segment."""
+        return self.own is None and self.task is None
+
 
 class Workers:
     """Up to `count` segments at work at a time; use as a context manager, which ends the processes."""
@@ -156,11 +161,11 @@ class Workers:
     @property
     def full(self) -> bool:
         """Whether no worker could take a segment."""
-        return not any(worker.own is None and worker.task is None for worker in self._workers)
+        return not any(worker.free for worker in self._workers)
 
     def fit(self, index: int, frames: np.ndarray) -> Job:
         """Give frames uint8 [T, H, W, 3] to a free worker."""
-        worker = next(worker for worker in self._workers if worker.own is None and worker.task is None)
+        worker = next(worker for worker in self._workers if worker.free)
         worker.own = worker.task = job = Job(index, len(frames))
         worker.measures = ""
         if frames.nbytes <= _WORTH_SENDING:
@@ -239,10 +244,13 @@ class Workers:
                 continue
             open_ones = [measured for measured in self._measured.values() if measured.waiting]
             own = [measured for measured in open_ones if measured.job is worker.own]
-            for measured in own or [measured for measured in open_ones if measured.frames is not None][:1]:
-                worker.task, worker.measures = measured.job, measured.waiting.popleft()
-                frames = None if own else measured.frames
-                self._send(worker, _Measure(measured.job.index, frames, measured.coded, worker.measures))
+            others = [measured for measured in open_ones if measured.frames is not None]
+            if not (own or others):
+                continue
+            measured = (own or others)[0]
+            worker.task, worker.measures = measured.job, measured.waiting.popleft()
+            frames = None if own else measured.frames
+            self._send(worker, _Measure(measured.job.index, frames, measured.coded, worker.measures))
 
 
 def start_early() -> bool:

@@ -180,17 +180,22 @@ class Pipe:
         return self.says.pop(0)
 
 
-class Idle:
+class Idle(workers_module._Worker):
     """A worker without a process."""
 
     def __init__(self, *unused):
         self.connection, self.own, self.task, self.measures = Pipe(), None, None, ""
 
 
-def test_who_has_nothing_to_fit_measures_for_others(monkeypatch):
+@pytest.fixture
+def without_processes(monkeypatch):
     monkeypatch.setattr(workers_module, "_Worker", Idle)
     monkeypatch.setattr(workers_module, "start_early", lambda: True)
     monkeypatch.setattr(workers_module, "wait", lambda pipes: [pipe for pipe in pipes if pipe.says])
+
+
+@pytest.mark.usefixtures("without_processes")
+def test_who_has_nothing_to_fit_measures_for_others():
     workers = Workers("tools", 2, 1)
     first, second = (worker.connection for worker in workers._workers)
     frames = np.zeros((1, 4, 4, 3), np.uint8)
@@ -216,10 +221,8 @@ def test_who_has_nothing_to_fit_measures_for_others(monkeypatch):
     assert job.share == 1.0
 
 
+@pytest.mark.usefixtures("without_processes")
 def test_frames_too_large_to_send_are_measured_where_they_were_fitted(monkeypatch):
-    monkeypatch.setattr(workers_module, "_Worker", Idle)
-    monkeypatch.setattr(workers_module, "start_early", lambda: True)
-    monkeypatch.setattr(workers_module, "wait", lambda pipes: [pipe for pipe in pipes if pipe.says])
     monkeypatch.setattr(workers_module, "_WORTH_SENDING", 10)
     workers = Workers("tools", 2, 1)
     first, second = (worker.connection for worker in workers._workers)
