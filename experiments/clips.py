@@ -56,7 +56,7 @@ def obtain_clip(text: str, cache: Path) -> Clip:
         prompts = Presentation.load(package)
     else:
         prompts = obtain_package(
-            "prompt", video, BuildConfig(top_interval=0), cache, lambda title: lambda *progress: None
+            "prompt", video, BuildConfig(top_intervals=[]), cache, lambda title: lambda *progress: None
         ).presentation
     if prompts.manifest.codec != "prompt" or prompts.layer_bytes is not None:
         raise ExperimentError(
@@ -81,7 +81,7 @@ def layer_sizes(prompts: Presentation) -> tuple[np.ndarray, np.ndarray]:
     infos = [read_init(prompts.read_init(rank)) for rank in ranks]
     if len({info.rank for info in infos}) < len(infos):
         names = ", ".join(rung.id for rung in prompts.representations)
-        raise ExperimentError(f"representations {names}: expected a rank each (packager build --top-interval 0)")
+        raise ExperimentError(f"representations {names}: expected a rank each (packager build --top-intervals 0)")
     layers = [replace(info, base_rank=infos[i - 1].rank if i else 0) for i, info in enumerate(infos)]
     sizes = []
     for number in range(prompts.segments):

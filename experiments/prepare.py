@@ -41,7 +41,7 @@ _LIBRARIES = ("python", "promptdash", "torch", "diffusers", "av", "numpy", "scik
 """What fitted, encoded and measured values may depend on."""
 _FIT_SPEED = ("frames_per_step", "frames_at_once", "segments_at_once", "compile")
 _PROMPT_ONLY = frozenset(
-    ("ranks", "interval", "top_interval", "start", "layered", "preset", "motion", "iterations", "seed", *_FIT_SPEED)
+    ("ranks", "interval", "top_intervals", "start", "layered", "preset", "motion", "iterations", "seed", *_FIT_SPEED)
 )
 """Settings that only prompts are fitted with."""
 _BASELINE_ONLY = frozenset(("bitrates_bps",))

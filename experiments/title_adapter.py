@@ -111,7 +111,7 @@ def _adapt(pixels: Tensor, generator: Generator, fitted: Ladder, rank: int) -> t
         factors.append((torch.zeros(out, rank, requires_grad=True), down.requires_grad_(True)))
     segment = fitted[max(LADDER)]
     motion = dequantize(torch.from_numpy(segment.motion), torch.tensor(MOTION_STEP_PX))
-    between = Between.of(segment.offsets, len(pixels), segment.all_anchors)
+    between = Between.of(segment.offsets, len(pixels), segment.all_anchors, segment.cuts)
     latents = {}
     with torch.no_grad():
         for kept in LADDER:

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--seconds", type=float, default=0.0, metavar="S", help="only the first S (default: all)")
     source.add_argument("--fps", type=float, default=0.0, help="constant frame rate (default: the video's)")
     prompts = build.add_argument_group("prompts")
-    prompts.add_argument("--ranks", type=_numbers, default=defaults.ranks, metavar="R,R...", help="default 2,4,8,16")
+    prompts.add_argument("--ranks", type=_numbers, default=defaults.ranks, metavar="R,R...", help="default 4,8,16")
     prompts.add_argument(
         "--layered", action="store_true", help="each representation holds only what the one below lacks"
     )
@@ -90,14 +90,14 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=defaults.interval,
         metavar="N",
-        help="frames between key prompts, at most (default 20)",
+        help="frames between key prompts, at most (default 30)",
     )
     prompts.add_argument(
-        "--top-interval",
-        type=int,
-        default=defaults.top_interval,
-        metavar="N",
-        help="of one representation more of the highest rank (default 10; 0: none)",
+        "--top-intervals",
+        type=_numbers,
+        default=defaults.top_intervals,
+        metavar="N,N...",
+        help="of further representations of the highest rank (default 20,10; 0: none)",
     )
     prompts.add_argument(
         "--generator", default=defaults.generator, metavar="ID|DIR", help="embedded (default), a hub id or a folder"
@@ -213,7 +213,7 @@ def _build(options: argparse.Namespace) -> int:
         ray=options.ray,
         ranks=options.ranks,
         interval=options.interval,
-        top_interval=options.top_interval,
+        top_intervals=options.top_intervals,
         generator=options.generator,
         decoder=options.decoder,
         preset=options.preset,

@@ -30,6 +30,7 @@ from packager.fit_forward import Forward, frames_with_gradient
 from packager.fit_state import FitState
 from packager.motion import TrueMotion
 from packager.scenes import key_offsets as key_offsets
+from packager.scenes import key_spans, middles
 from packager.scenes import scene_cuts as scene_cuts
 from packager.start import first_prompts
 from player.bitstream import Segment
@@ -125,7 +126,7 @@ def frames_in_a_step(config: FitConfig, frames: int) -> int:
     """Return how many frames at most pass the generator in a step of the fit of a segment of `frames` frames."""
     if not config.motion:
         return min(config.frames_per_step, frames)
-    return min(math.ceil((frames - 1) / config.key_interval) + 1, frames)  # the key frames
+    return math.ceil(frames / config.key_interval)  # the key frames
 
 
 def _tell(progress: Callable[[int, int], None] | None, step: int, config: FitConfig) -> None:
@@ -187,20 +188,26 @@ class _Descent:
     ) -> _Descent:
         """Choose the key frames of the frames that were seen, and where their prompts and motion start."""
         generator, rank, frames = forward.generator, max(ranks), seen.frames
-        offsets = key_offsets(len(frames), config.key_interval, scene_cuts(frames))
-        if config.motion and config.still_error:
-            offsets = seen.merge_still(offsets, config.still_error, config.motion_interval)
+        cuts = scene_cuts(frames)
+        if config.motion:
+            edges = key_spans(len(frames), config.key_interval, cuts)
+            if config.still_error:
+                edges = seen.merge_still(edges, cuts, config.still_error, config.motion_interval)
+            offsets = middles(edges)
+        else:
+            offsets = key_offsets(len(frames), config.key_interval, cuts)
         u, v = first_prompts(frames[torch.from_numpy(offsets)], generator, encoder, config, rank)
         if config.share_v:
             v = v.mean(dim=0, keepdim=True)
         motion, anchors = None, offsets
-        if config.motion and len(offsets) > 1:
-            anchors = motion_anchors(offsets, config.motion_interval)
-            motion = nn.Parameter(seen.estimate(offsets, anchors))
+        if config.motion and len(frames) > 1:
+            anchors = motion_anchors(offsets, len(frames), config.motion_interval, cuts)
+            motion = nn.Parameter(seen.estimate(offsets, anchors, cuts))
         u = nn.Parameter(u / generator.step_scale[:rank])
         lower = sorted(set(ranks))[:-1] if config.rank_v else []
         changes = {low: nn.Parameter(torch.zeros_like(v[:, :low])) for low in lower}
-        state = FitState(u, nn.Parameter(v), motion, offsets, anchors, config, generator, changes)
+        v = nn.Parameter(v)
+        state = FitState(u, v, motion, len(frames), offsets, anchors, tuple(cuts), config, generator, changes)
         return cls(frames, state, forward, ranks)
 
     def draw(self, step: int) -> None:

@@ -10,7 +10,7 @@ from packager.errors import BuildError
 from packager.start import STARTS
 from player.engine import COMPILE_MODES
 
-_INTERVAL, _PUBLISHED_INTERVAL = 20, 10
+_INTERVAL, _PUBLISHED_INTERVAL = 30, 10
 
 
 @dataclass
@@ -19,10 +19,10 @@ class FitConfig:
 
     preset: str = "fast"
     interval: int = 0
-    """Frames between key prompts, at most; 0: 20 with motion (docs/RESULTS.md), 10 without (Promptus, section 4.3)."""
+    """Frames between key prompts, at most; 0: 30 with motion (docs/RESULTS.md), 10 without (Promptus, section 4.3)."""
     motion_interval: int = 5
     """Frames between anchors, at most: from anchor to anchor content moves evenly (player/motion.py)."""
-    iterations: int = 48
+    iterations: int = 40
     """Steps of gradient descent on a segment, at most."""
     frames_per_step: int = 6
     """Frames rendered a step, drawn over the whole segment."""
@@ -37,7 +37,7 @@ class FitConfig:
     """Steps without a better smoothed loss before the learning rate is halved."""
     u_step: float = 0.35
     """Quantization step of U, in units of the generator's `step_scale` of each component (docs/RESULTS.md)."""
-    v_step: float = 0.05
+    v_step: float = 0.1
     """Quantization step of V."""
     motion: bool = True
     """Render the key frames only, and warp and blend them into the frames between along a motion field that is sent

@@ -27,21 +27,24 @@ class FitState:
     u: nn.Parameter  # [K, L, R], in units of the generator's step_scale
     v: nn.Parameter  # [K or 1, R, D]
     motion: nn.Parameter | None  # [A - 1, 2, rows, columns] in pixels
+    frames: int  # T, of the segment
     offsets: np.ndarray  # [K], frames that carry key prompts
     anchors: np.ndarray  # [A], frames that motion fields start and end at, those with key prompts among them
+    cuts: tuple[int, ...]  # frames that open a new scene
     config: FitConfig
     generator: Generator
     changes: dict[int, nn.Parameter] = field(default_factory=dict)  # lower rank r: of V [K or 1, r, D]
     losses: Tensor = field(init=False)  # [T], last known loss of each frame at the full rank, features left out
-    _weights: Tensor = field(init=False)  # [T, K] interpolation of prompts
-    _between: Between = field(init=False)  # where the frames lie between the key frames
+    _weights: Tensor = field(init=False)  # [T, K] interpolation of prompts; without motion
+    _between: Between = field(init=False)  # where the frames lie between the key frames; with motion
 
     def __post_init__(self) -> None:
-        frames, device = int(self.offsets[-1]) + 1, self.u.device
-        self.losses = torch.full((frames,), math.inf, device=device)
-        self._weights = interpolation_matrix(self.offsets, frames).to(device)
-        if self.motion is not None:
-            self._between = Between.of(self.offsets, frames, self.anchors).to(device)
+        device = self.u.device
+        self.losses = torch.full((self.frames,), math.inf, device=device)
+        if self.motion is None:
+            self._weights = interpolation_matrix(self.offsets, self.frames).to(device)
+        else:
+            self._between = Between.of(self.offsets, self.frames, self.anchors, self.cuts).to(device)
 
     @property
     def rank(self) -> int:
@@ -123,9 +126,9 @@ class FitState:
             KeyPrompt(int(at), np.ascontiguousarray(ku), np.ascontiguousarray(kv))
             for at, ku, kv in zip(self.offsets, u, v, strict=True)
         )
-        motion = None
-        if self.motion is not None:
-            motion = quantize(self.motion, torch.tensor(MOTION_STEP_PX, device=device)).cpu().numpy()
-        anchors = tuple(np.setdiff1d(self.anchors, self.offsets).tolist())
         v_scale = np.full(rank, config.v_step, np.float32)
-        return Segment(len(self.losses), u_steps.cpu().numpy(), v_scale, keys, motion, anchors)
+        if self.motion is None:
+            return Segment(self.frames, u_steps.cpu().numpy(), v_scale, keys)
+        motion = quantize(self.motion, torch.tensor(MOTION_STEP_PX, device=device)).cpu().numpy()
+        anchors = tuple(np.setdiff1d(self.anchors, self.offsets).tolist())
+        return Segment(self.frames, u_steps.cpu().numpy(), v_scale, keys, motion, anchors, self.cuts)

@@ -136,6 +136,8 @@ def _describe_segment(data: bytes, init: bytes | None) -> str:
         anchors = ", ".join(str(at) for at in segment.all_anchors)
         codes += segment.motion.size
         motion = [f"motion       {fields} fields of {rows} x {columns}, between frames {anchors}"]
+        if segment.cuts:
+            motion += [f"cuts         new scenes from frames {', '.join(str(at) for at in segment.cuts)}"]
     lines = [
         head,
         f"time         {start_s:.3f} s to {start_s + float(segment.frames / info.fps):.3f} s, {segment.frames} frames",

@@ -130,8 +130,8 @@ class FittedSegment:
     """A segment as a ladder of prompts has it."""
 
     usual: Ladder
-    top: Ladder | None = None
-    """Of the highest rank alone, with more key prompts."""
+    tops: tuple[Segment, ...] = ()
+    """Of the highest rank, with more and more key prompts."""
 
 
 class PromptLadder:
@@ -148,7 +148,7 @@ class PromptLadder:
         fit: FitConfig,
         layered: bool = False,
         bitrates_bps: Sequence[int] = (),
-        top_interval: int = 0,
+        top_intervals: Sequence[int] = (),
     ) -> None:
         """Make the ladder.
 
@@ -156,8 +156,8 @@ class PromptLadder:
             ranks: of the representations; the largest is that of the fit.
             layered: each representation holds only what the one below lacks.
             bitrates_bps: if given, representations are made for these targets instead, of the fit's rank each.
-            top_interval: frames between the key prompts, at most, of one representation more of the highest rank, with
-                a fit of its own; 0, a layered ladder, or no fewer than the others have: none.
+            top_intervals: of each a representation more, of the highest rank, with at most so many frames between the
+                key prompts and a fit of its own; of 0, no fewer than the others have, or a layered ladder: none.
         """
         if max(ranks) > generator.max_rank:
             raise BuildError(f"rank {max(ranks)}: generator {generator.id} has ranks 1 to {generator.max_rank}")
@@ -169,10 +169,9 @@ class PromptLadder:
         self.targets_bps = {f"prompt-{short_rate(rate)}": rate for rate in sorted(bitrates_bps)}
         top = self._ladder[-1]
         by_rank = {f"r{rank:02d}": rank for rank in self._ladder}
-        self._top = f"r{top:02d}k{top_interval}" if 0 < top_interval < fit.key_interval and not layered else ""
-        self._top_interval = top_interval
-        if self._top:
-            by_rank[self._top] = top
+        more = sorted({interval for interval in top_intervals if 0 < interval < fit.key_interval}, reverse=True)
+        self._tops = {} if layered else {f"r{top:02d}k{interval}": interval for interval in more}
+        by_rank |= dict.fromkeys(self._tops, top)
         self.ranks: Mapping[str, int | None] = dict.fromkeys(self.targets_bps, top) or by_rank
         self._infos: dict[str, StreamInfo] = {}
         self._segment_frames = 1  # until `prepare` knows
@@ -181,7 +180,8 @@ class PromptLadder:
     def identity(self) -> dict[str, Any]:
         choices = {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit_config)}
         return choices | {
-            "top": self._top,
+            "tops": list(self._tops),
+            "top_steps": _TOP_STEPS,
             "layered": self.layered,
             "targets_bps": list(self.targets_bps.values()),
             "format": FORMAT_VERSION,
@@ -233,7 +233,8 @@ class PromptLadder:
                 progress((done + step / steps) / len(fits))
 
             fitted.append(fit_segments(motions, self.generator, self.encoder, config, ranks=ranks, progress=told))
-        return [FittedSegment(*parts) for parts in zip(*fitted, strict=True)]
+        top = self._ladder[-1]
+        return [FittedSegment(usual, tuple(more[top] for more in tops)) for usual, *tops in zip(*fitted, strict=True)]
 
     def processes(self, segments: int | None) -> tuple[int, int] | None:
         """Return by what so many segments are best fitted.
@@ -257,15 +258,13 @@ class PromptLadder:
     def _fits(self) -> list[tuple[FitConfig, list[int]]]:
         """Return the fits of a segment, one after the other: their settings and ranks."""
         config = self.fit_config
-        if not self._top:
-            return [(config, self._ladder)]
         top = replace(
             config,
-            interval=self._top_interval,
             still_error=config.still_error * _TOP_STILL_ERROR,
             iterations=math.ceil(config.iterations * _TOP_STEPS),
         )
-        return [(config, self._ladder), (top, self._ladder[-1:])]
+        tops = [(replace(top, interval=interval), self._ladder[-1:]) for interval in self._tops.values()]
+        return [(config, self._ladder), *tops]
 
     def encode(self, index: int, fitted: FittedSegment, folder: BuildFolder) -> dict[str, bytes]:
         return self.code_segment(index, fitted) or {
@@ -281,8 +280,7 @@ class PromptLadder:
             infos = list(self._infos.values())
             return dict(zip(self._infos, write_layers(infos, fitted.usual[self._ladder[-1]], **place), strict=True))
         segments = {name: fitted.usual[info.rank] for name, info in self._infos.items()}
-        if fitted.top:
-            segments[self._top] = fitted.top[self._ladder[-1]]
+        segments |= zip(self._tops, fitted.tops, strict=True)
         return {name: write_segment(info, segments[name], **place) for name, info in self._infos.items()}
 
     def dependencies(self, representation: str) -> Sequence[str]:
@@ -314,8 +312,9 @@ class PromptLadder:
         def write(coarse: Segment) -> bytes:
             return write_segment(info, coarse, **place)
 
-        if fitted.top and len(whole := write(fitted.top[info.rank])) <= allowed_bytes:
-            return whole
+        for top in reversed(fitted.tops):
+            if len(whole := write(top)) <= allowed_bytes:
+                return whole
         return meet_bytes(usual, allowed_bytes, write)
 
 

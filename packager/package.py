@@ -122,7 +122,7 @@ def build_prompts(
         fit=fit,
         layered=config.layered,
         bitrates_bps=config.prompt_bitrates_bps,
-        top_interval=config.top_interval if fit.motion else 0,
+        top_intervals=config.top_intervals if fit.motion else (),
     )
     height, width = generator.native_size
     source = open_source(video, config, native_size=(width, height))

@@ -1,4 +1,5 @@
-"""Which frames of a segment carry key prompts: the ends of its scenes, and frames evenly between."""
+"""Which frames of a segment carry key prompts: the ends of its scenes and frames evenly between, or, where motion makes
+the frames beside them, the middles of spans."""
 
 from __future__ import annotations
 
@@ -28,6 +29,24 @@ def key_offsets(frames: int, interval: int, cuts: Sequence[int] = ()) -> np.ndar
         count = math.ceil((after - 1 - first) / interval) + 1
         scenes.append(np.round(np.linspace(first, after - 1, count)).astype(np.int64))
     return np.concatenate(scenes)
+
+
+def key_spans(frames: int, interval: int, cuts: Sequence[int] = ()) -> np.ndarray:
+    """Return the edges int64 [K + 1], from 0 to `frames`, of the spans that have one key prompt each.
+
+    Every scene is divided evenly into spans of at most `interval` frames; `cuts` as in `key_offsets`.
+    """
+    edges = [0, *cuts, frames]
+    parts = []
+    for first, after in pairwise(edges):
+        count = math.ceil((after - first) / interval)
+        parts.append(np.round(np.linspace(first, after, count, endpoint=False)).astype(np.int64))
+    return np.concatenate([*parts, [frames]])
+
+
+def middles(edges: np.ndarray) -> np.ndarray:
+    """Return the frame in the middle of each span, int64 [K], of their edges [K + 1]."""
+    return (edges[:-1] + edges[1:] - 1) // 2
 
 
 def scene_cuts(frames: Tensor) -> list[int]:

@@ -12,7 +12,7 @@ from player.codecs import CODECS as CODECS
 AUTO = "auto"
 NOT_IN_BYTES = frozenset(("jobs", "ray"))
 """Settings that decide how fast a package is made, not what it holds."""
-_FROM_ZERO = ("interval", "top_interval", "iterations", "seed", "frames_per_step", "frames_at_once", "segments_at_once")
+_FROM_ZERO = ("interval", "iterations", "seed", "frames_per_step", "frames_at_once", "segments_at_once")
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)", re.ASCII)
 _UNIT_BPS = {"": 1, "k": 1000, "M": 1_000_000}
@@ -42,17 +42,17 @@ class BuildConfig:
     ray: str = ""
     """Prompts and vae: a Ray cluster that works on the segments: auto, local or host:port; empty is none."""
 
-    ranks: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
+    ranks: list[int] = field(default_factory=lambda: [4, 8, 16])
     """Prompts: ranks of the ladder (Promptus, section 4.3: rank sets the bitrate)."""
     layered: bool = False
     """Prompts: each representation holds only what the one below lacks, and is fetched with those below."""
     prompt_bitrates_bps: list[int] = field(default_factory=list)
     """Prompts: target bitrates in bit/s instead of the ranks, met by dropping components and by larger steps."""
     interval: int = 0
-    """Prompts: frames between key prompts, at most; 0: 20 with motion, 10 without (Promptus: 10)."""
-    top_interval: int = 10
-    """Prompts with motion, not layered: one representation more, of the highest rank, has key prompts at most this many
-    frames apart; 0, or no fewer than `interval`: none."""
+    """Prompts: frames between key prompts, at most; 0: 30 with motion, 10 without (Promptus: 10)."""
+    top_intervals: list[int] = field(default_factory=lambda: [20, 10])
+    """Prompts with motion, not layered: of each a representation more, of the highest rank, with key prompts at most
+    this many frames apart; 0, or no fewer than `interval`: none."""
     generator: str = "embedded"
     """Prompts: embedded, a folder in diffusers layout, or a hub id such as stabilityai/sd-turbo."""
     decoder: str = ""
@@ -99,6 +99,8 @@ class BuildConfig:
                 raise BuildError(f"{name}={_listed(values)}: expected one or more numbers from 1 to {most}")
             if len(set(values)) < len(values):
                 raise BuildError(f"{name}={_listed(values)}: each can be given once")
+        if any(value < 0 for value in self.top_intervals):
+            raise BuildError(f"top_intervals={_listed(self.top_intervals)}: expected numbers of frames, or 0 for none")
         if not self.metrics:
             raise BuildError("metrics: expected auto or at least one name")
         if not 0 <= self.jobs <= MOST_PROCESSES:

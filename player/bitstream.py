@@ -81,7 +81,7 @@ def write_layers(infos: Sequence[StreamInfo], segment: Segment, *, sequence: int
     u, v = (np.stack([getattr(key, name) for key in segment.keys]) for name in "uv")
     shared = bool((v == v[0]).all())
     grid = (0, 0) if segment.motion is None else segment.motion.shape[2:]
-    base = BaseHeader(tuple(key.frame_offset for key in segment.keys), grid, segment.anchors)
+    base = BaseHeader(tuple(key.frame_offset for key in segment.keys), grid, segment.anchors, segment.cuts)
     encoder = CodesEncoder(_layout(infos[-1], base, shared))
     parts, crc = [], 0
     for info in infos:
@@ -129,7 +129,7 @@ def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
     v = np.concatenate([part.v for part in codes], axis=1)
     prompts = tuple(KeyPrompt(at, u[k], v[k % len(v)]) for k, at in enumerate(base.offsets))
     u_scale, v_scale = (_join(layers) for layers in zip(*scales, strict=True))
-    return Segment(frames, u_scale, v_scale, prompts, codes[0].motion, base.anchors)
+    return Segment(frames, u_scale, v_scale, prompts, codes[0].motion, base.anchors, base.cuts)
 
 
 def segment_number(data: bytes) -> int:

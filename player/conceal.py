@@ -47,7 +47,7 @@ def extend_picture(key: Tensor, codes: np.ndarray, interval: int, drift: Tensor)
     """Return frames uint8 [n, H, W, 3] that carry a segment's last motion on.
 
     Args:
-        key: the last key frame [1, 3, H, W] in [-1, 1].
+        key: the segment's last frame [1, 3, H, W] in [-1, 1].
         codes: the motion towards it, int16 [2, rows, columns].
         interval: frames that this motion took.
         drift: [n] frames of it that are to be added.

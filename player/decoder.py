@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import av
@@ -59,7 +60,7 @@ def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np
         keys = engine_of(generator).generate(generator.space.compose(u, v, norm_rank))
         codes = torch.from_numpy(segment.motion).to(generator.device)
         motion = dequantize(codes, torch.tensor(MOTION_STEP_PX, device=generator.device))
-        between = Between.of(segment.offsets, segment.frames, segment.all_anchors).to(generator.device)
+        between = Between.of(segment.offsets, segment.frames, segment.all_anchors, segment.cuts).to(generator.device)
         places = torch.arange(segment.frames, device=generator.device).split(engine_of(generator).batch)
         return torch.cat([to_pixels(frames_between(keys, motion, between[part])) for part in places]).cpu().numpy()
 
@@ -110,11 +111,17 @@ def render_beyond(
     """
     u, v = _key_factors(segment, generator)
     interval = last_interval(segment)
-    drift = drift_frames(count, fps, gap=segment.frames - 1 - segment.keys[-1].frame_offset)
     engine = engine_of(generator)
     if segment.motion is not None:
-        key = engine.generate(generator.space.compose(u[-1:], v[-1:], norm_rank))
-        return extend_picture(key, segment.motion[-1], interval, drift)
+        last = Between.of(segment.offsets, segment.frames, segment.all_anchors, segment.cuts)[torch.tensor([-1])]
+        last = last.to(generator.device)
+        first = int(last.left)  # key frames before it are not needed
+        keys = engine.generate(generator.space.compose(u[first:], v[first:], norm_rank))
+        codes = torch.from_numpy(segment.motion).to(generator.device)
+        motion = dequantize(codes, torch.tensor(MOTION_STEP_PX, device=generator.device))
+        picture = frames_between(keys, motion, replace(last, left=last.left - first, right=last.right - first))
+        return extend_picture(picture, segment.motion[-1], interval, drift_frames(count, fps, gap=0))
+    drift = drift_frames(count, fps, gap=segment.frames - 1 - segment.keys[-1].frame_offset)
     u, v = (extend_prompts(factors, interval, drift) for factors in (u, v))
     embeddings = generator.space.compose(u, v, norm_rank)
     if start is None:

@@ -4,7 +4,8 @@ Interpolating prompts, as the paper does, fades one picture into the next: what 
 frames are rendered. Coarse fields say how far the content moves from each *anchor* to the next; anchors are the key
 frames and frames between them. A frame is the blend of the key frames around it, each warped along the fields that lie
 between (bilateral motion compensation, as in frame-rate conversion). Fields cost far fewer bytes than prompts, so there
-are more of them: content may turn and speed up between two key prompts.
+are more of them: content may turn and speed up between two key prompts. Before the first key frame of a scene, and
+behind its last one, a frame is that one alone, warped: key frames stand in the middle of what they are for.
 """
 
 from __future__ import annotations
@@ -30,18 +31,22 @@ def motion_grid(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height / CELL_PX)), max(1, round(width / CELL_PX))
 
 
-def motion_anchors(offsets: np.ndarray, interval: int) -> np.ndarray:
-    """Return anchors int64 [A]: the key frames `offsets` [K] and frames evenly between, `interval` apart at most."""
-    steps = [(first, last, -(-(last - first) // interval)) for first, last in pairwise(offsets)]
+def motion_anchors(offsets: np.ndarray, frames: int, interval: int, cuts: Sequence[int] = ()) -> np.ndarray:
+    """Return anchors int64 [A]: the key frames `offsets` [K], the ends of all scenes, and frames evenly between,
+    `interval` apart at most. `cuts` are the frames that open a new scene, among frames 0 .. frames - 1."""
+    ends = [0, *(end for cut in cuts for end in (cut - 1, cut)), frames - 1]
+    stops = np.union1d(offsets, ends)
+    steps = [(first, last, -(-(last - first) // interval)) for first, last in pairwise(stops)]
     parts = [np.round(np.linspace(first, last, count, endpoint=False)) for first, last, count in steps]
-    return np.concatenate([*parts, offsets[-1:]]).astype(np.int64)
+    return np.concatenate([*parts, stops[-1:]]).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Route:
     """In which order the content at anchors is followed to key frames: at all anchors next to one at once, then at
     those behind them, and so on. Places 0 .. A - 1 are the anchors on the way to the key frame before them, places
-    A .. 2 A - 1 the anchors, last one first, on the way to the key frame behind."""
+    A .. 2 A - 1 the anchors, last one first, on the way to the key frame behind. A way that no key frame lies on ends
+    at the first or the last anchor; nobody asks for it."""
 
     levels: tuple[tuple[Tensor, Tensor], ...]
     """Of each further step from key frames two int64 [n]: through which of the last step's places, counted there, each
@@ -51,8 +56,9 @@ class Route:
 
     @classmethod
     def of(cls, at_key: np.ndarray) -> Route:
-        """Plan for anchors of which `at_key` [A] says whether they are key frames, as the first and the last are."""
+        """Plan for anchors of which `at_key` [A] says whether they are key frames."""
         starts = np.concatenate([at_key, at_key[::-1]])
+        starts[[0, len(at_key)]] = True
         places = np.arange(len(starts))
         away = places - np.maximum.accumulate(np.where(starts, places, 0))  # anchors from the key frame
         levels = [np.flatnonzero(away == level) for level in range(away.max() + 1)]
@@ -70,12 +76,15 @@ class Route:
 
 @dataclass(frozen=True)
 class Between:
-    """Where each of n frames lies between its two key prompts, and between its two anchors."""
+    """Where each of n frames lies between the key prompts of its scene, and between its two anchors."""
 
     left: Tensor
-    """int64 [n], index of the key prompt at or before the frame; the last key prompt is nobody's left."""
+    """int64 [n], index of the key prompt at or before the frame (before it at the last anchor); the one behind it if
+    there is none."""
+    right: Tensor
+    """int64 [n], index of the key prompt behind the frame; the left one if there is none."""
     share: Tensor
-    """float32 [n], 0 at the left key prompt, 1 at the next one."""
+    """float32 [n], 0 at the left key prompt and behind the last, 1 at the right one and before the first."""
     field: Tensor
     """int64 [n], index of the anchor at or before the frame, likewise, and of the field that starts there."""
     part: Tensor
@@ -84,34 +93,51 @@ class Between:
     """From anchors to key frames."""
 
     @classmethod
-    def of(cls, offsets: np.ndarray, frames: int, anchors: Sequence[int] | np.ndarray = ()) -> Between:
-        """Place the frames 0 .. frames - 1 between key prompts at frame `offsets` [K], K >= 2.
+    def of(
+        cls,
+        offsets: np.ndarray,
+        frames: int,
+        anchors: Sequence[int] | np.ndarray = (),
+        cuts: Sequence[int] | np.ndarray = (),
+    ) -> Between:
+        """Place the frames 0 .. frames - 1 between key prompts at frame `offsets` [K].
 
         Args:
-            anchors: frames [A] that a motion field starts or ends at, the key frames among them; without any, the key
-                frames.
+            anchors: frames [A] that a motion field starts or ends at, A >= 2, the key frames among them; without any,
+                the key frames.
+            cuts: frames that open a new scene, rising; every scene has a key prompt. A frame is made of those of its
+                own scene alone.
         """
         stops = np.asarray(anchors) if len(anchors) else offsets
         positions = np.arange(frames)
-        left, share = _between(offsets, positions)
-        field, part = _between(stops, positions)
-        return cls(left, share, field, part, Route.of(np.isin(stops, offsets)))
+        scene, scene_of_key = (np.searchsorted(cuts, at, side="right") for at in (positions, offsets))
+        left = np.searchsorted(offsets, positions, side="right") - 1
+        left[positions >= stops[-1]] -= offsets[-1] >= stops[-1]  # no field begins at the last anchor, so it ends there
+        right = left + 1
+        has_left = (left >= 0) & (scene_of_key[left] == scene)
+        has_right = scene_of_key[np.minimum(right, len(offsets) - 1)] == scene
+        has_right &= right < len(offsets)
+        left, right = np.where(has_left, left, right), np.where(has_right, right, left)
+        share = (positions - offsets[left]) / np.maximum(offsets[right] - offsets[left], 1)
+        share = np.where(has_left, np.where(has_right, share, 0.0), 1.0).astype(np.float32)
+        field = np.clip(np.searchsorted(stops, positions, side="right") - 1, 0, len(stops) - 2)
+        part = ((positions - stops[field]) / (stops[field + 1] - stops[field])).astype(np.float32)
+        made = [torch.from_numpy(values) for values in (left, right, share, field, part)]
+        return cls(made[0], made[1], made[2], made[3], made[4], Route.of(np.isin(stops, offsets)))
 
     def to(self, device: torch.device) -> Between:
         """Return the same places on a device."""
-        left, share, field, part = (place.to(device) for place in (self.left, self.share, self.field, self.part))
-        return Between(left, share, field, part, self.route.to(device))
+        left, right, share, field, part = (place.to(device) for place in self._places)
+        return Between(left, right, share, field, part, self.route.to(device))
 
     def __getitem__(self, chosen: Tensor) -> Between:
         """Return the places of some of the frames."""
-        return Between(self.left[chosen], self.share[chosen], self.field[chosen], self.part[chosen], self.route)
+        left, right, share, field, part = (place[chosen] for place in self._places)
+        return Between(left, right, share, field, part, self.route)
 
-
-def _between(points: np.ndarray, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return which of the rising `points` each position follows, and its share of the way to the next one."""
-    left = np.clip(np.searchsorted(points, positions, side="right") - 1, 0, len(points) - 2)
-    share = (positions - points[left]) / (points[left + 1] - points[left])
-    return torch.from_numpy(left), torch.from_numpy(share.astype(np.float32))
+    @property
+    def _places(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.left, self.right, self.share, self.field, self.part
 
 
 def warp(frames: Tensor, displacement: Tensor) -> Tensor:
@@ -132,7 +158,7 @@ def warp(frames: Tensor, displacement: Tensor) -> Tensor:
 
 
 def frames_between(keys: Tensor, motion: Tensor, between: Between) -> Tensor:
-    """Return the frames [n, C, H, W] that lie between key frames.
+    """Return the frames [n, C, H, W] that lie between key frames, or beside them.
 
     Content at x in a frame, at share p between the anchors a and a + 1, is at x - p m and at x + (1 - p) m there, m
     being the field between them at x. From there it is followed from anchor to anchor, by the field between them at the
@@ -155,7 +181,7 @@ def frames_between(keys: Tensor, motion: Tensor, between: Between) -> Tensor:
         back = back + warp(to_left[between.field], back * scale)
         ahead = ahead + warp(to_right[between.field + 1], ahead * scale)
     left = warp(keys[between.left], _stretch(back, (height, width)))
-    right = warp(keys[between.left + 1], _stretch(ahead, (height, width)))
+    right = warp(keys[between.right], _stretch(ahead, (height, width)))
     share = between.share.to(keys.dtype)[:, None, None, None]
     return (1 - share) * left + share * right
 
@@ -172,7 +198,7 @@ def _paths(fields: Tensor, route: Route, scale: Tensor) -> tuple[Tensor, Tensor]
         route: from anchors to key frames.
         scale: [2, 1, 1], lattice points a pixel.
 
-    Returns: two tensors [A, 2, h, w] in pixels; zero at key frames.
+    Returns: two tensors [A, 2, h, w] in pixels; zero at key frames. Of no use where there is no key frame on the way.
     """
     still = torch.zeros_like(fields[:1])
     steps = torch.cat([still, -fields, still, fields.flip(0)])  # that lead to each place

@@ -62,9 +62,11 @@ class KeyPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The key prompts of one segment; the first stands at frame 0, the last at frame T - 1.
+    """The key prompts of one segment.
 
-    The last may stand at T instead: it is the next segment's first, and here only interpolated towards.
+    Without motion the first stands at frame 0 and the last at frame T - 1, or at T, where it is the next segment's
+    first, and here only interpolated towards. With motion they stand where they like, and it is the anchors, theirs
+    among them, that go from frame 0 to the last; every scene has a key prompt.
     """
 
     frames: int  # T
@@ -73,6 +75,7 @@ class Segment:
     keys: tuple[KeyPrompt, ...]
     motion: np.ndarray | None = None  # [A - 1, 2, rows, columns] int16 codes of the motion from anchor to anchor
     anchors: tuple[int, ...] = ()  # frames beside the key prompts that motion fields start and end at, rising
+    cuts: tuple[int, ...] = ()  # frames that open a new scene, rising: with motion, frames are made within their scene
 
     def __post_init__(self) -> None:
         _check_segment(self)
@@ -111,7 +114,7 @@ class Segment:
             for k in self.keys
         )
         u_scale, v_scale = self.u_scale[..., :rank].copy(), self.v_scale[..., :rank].copy()
-        return Segment(self.frames, u_scale, v_scale, keys, self.motion, self.anchors)
+        return Segment(self.frames, u_scale, v_scale, keys, self.motion, self.anchors, self.cuts)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segment):
@@ -120,6 +123,7 @@ class Segment:
             self.frames == other.frames
             and self.keys == other.keys
             and self.anchors == other.anchors
+            and self.cuts == other.cuts
             and np.array_equal(self.u_scales, other.u_scales)
             and np.array_equal(self.v_scales, other.v_scales)
             and (self.motion is None) == (other.motion is None)
@@ -169,11 +173,8 @@ def _check_segment(segment: Segment) -> None:
                 f"{name}: {scale.dtype} {list(scale.shape)}, expected finite float32 [{rank}] or [{K}, {rank}]"
             )
     offsets = [key.frame_offset for key in segment.keys]
-    rising = all(a < b for a, b in pairwise(offsets))
-    if offsets[0] != 0 or segment.frames - offsets[-1] not in (0, 1) or not rising or segment.frames < 1:
-        raise BitstreamError(
-            f"key prompts at frames {offsets[:8]}, expected to rise from 0 to {segment.frames - 1} or {segment.frames}"
-        )
+    if any(a >= b for a, b in pairwise(offsets)) or segment.frames < 1:
+        raise BitstreamError(f"key prompts at frames {offsets[:8]} of {segment.frames}, expected to rise")
     L, D = len(segment.keys[0].u), segment.keys[0].v.shape[-1]
     for key in segment.keys:
         if key.u.shape != (L, rank) or key.v.shape != (rank, D) or {key.u.dtype, key.v.dtype} != {np.dtype(np.int16)}:
@@ -189,10 +190,25 @@ def _check_motion(segment: Segment, offsets: list[int]) -> None:
     places = sorted({*offsets, *anchors})
     if anchors and (motion is None or len(places) < len(offsets) + len(anchors) or list(anchors) != sorted(anchors)):
         raise BitstreamError(f"anchors at frames {list(anchors[:8])} beside key prompts at frames {offsets[:8]}")
-    if places[0] != 0 or places[-1] != offsets[-1]:
-        raise BitstreamError(f"anchors from frame {places[0]} to {places[-1]}, expected within the key prompts' frames")
+    if places[0] != 0 or segment.frames - places[-1] not in (0, 1):
+        raise BitstreamError(
+            f"{'key prompts' if motion is None else 'anchors'} from frame {places[0]} to {places[-1]}, expected from 0 "
+            f"to {segment.frames - 1} or {segment.frames}"
+        )
+    _check_cuts(segment, offsets)
     fields = len(places) - 1
     if motion is not None and (
         motion.dtype != np.int16 or motion.ndim != 4 or motion.shape[:2] != (fields, 2) or not motion.size
     ):
         raise BitstreamError(f"motion {motion.dtype} {list(motion.shape)}, expected int16 [{fields}, 2, rows, columns]")
+
+
+def _check_cuts(segment: Segment, offsets: list[int]) -> None:
+    cuts = segment.cuts
+    if not cuts:
+        return
+    edges = [0, *cuts, segment.frames]
+    if segment.motion is None or any(a >= b for a, b in pairwise(edges)):
+        raise BitstreamError(f"cuts at frames {list(cuts[:8])} of {segment.frames}, expected to rise, and with motion")
+    if (np.histogram(offsets, edges)[0] < 1).any():
+        raise BitstreamError(f"cuts at frames {list(cuts[:8])}: a scene has none of the key prompts at {offsets[:8]}")

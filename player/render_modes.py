@@ -3,7 +3,7 @@
     full    every frame
     half    every second frame, shown twice
     third   every third frame, shown three times
-    keys    the key frames alone, each shown until the next
+    keys    the key frames alone, each shown until the next, the first from the start
 
 Costs are in passes (`abr.rendering`). With motion the generator makes the key frames, and every frame that is shown
 costs a warp; without it every frame that is shown costs a pass.
@@ -40,7 +40,7 @@ def shown_frames(segment: Segment, mode: str) -> np.ndarray:
     if mode in _STEPS:
         return places // _STEPS[mode] * _STEPS[mode]
     keys = key_frames(segment)
-    return keys[np.searchsorted(keys, places, side="right") - 1]
+    return keys[np.maximum(np.searchsorted(keys, places, side="right") - 1, 0)]
 
 
 def key_frames(segment: Segment) -> np.ndarray:
@@ -53,11 +53,15 @@ def count_work(segment: Segment, mode: str) -> tuple[int, int]:
     made = np.unique(shown_frames(segment, mode))
     if segment.motion is None:
         return len(made), 0
-    offsets = segment.offsets
     if mode == "keys":
         return len(made), 0
-    left = np.clip(np.searchsorted(offsets, made, side="right") - 1, 0, len(offsets) - 2)
-    return len(np.unique([left, left + 1])), len(made)
+    edges = [0, *segment.cuts, segment.frames + 1]
+    needed: set[int] = set()
+    for frame in made:
+        scene = np.searchsorted(edges, frame, side="right")
+        own = segment.offsets[(segment.offsets >= edges[scene - 1]) & (segment.offsets < edges[scene])]
+        needed |= {*own[own <= frame][-1:].tolist(), *own[own > frame][:1].tolist()}
+    return len(needed), len(made)
 
 
 def rendering_of(

@@ -13,10 +13,9 @@ import numpy as np
 
 from player.errors import BitstreamError
 
-FORMAT_VERSION = 2
-# Flags: all key prompts have the same V; motion follows the codes; it has anchors beside the key prompts.
-V_SHARED, MOTION, ANCHORS = 1 << 4, 1 << 5, 1 << 6
-_KNOWN_FLAGS = 0x7F
+FORMAT_VERSION = 3
+# Flags: all key prompts have the same V; motion follows the codes; it has anchors beside the key prompts; cuts.
+V_SHARED, MOTION, ANCHORS, CUTS = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 _LONGEST = 5  # bytes of a number; 35 bits are more than any needs
 
 
@@ -33,9 +32,10 @@ class ScaleForm(IntEnum):
 class BaseHeader:
     """What only the layer that stands alone says."""
 
-    offsets: tuple[int, ...]  # frame of each key prompt, rising from 0
+    offsets: tuple[int, ...]  # frame of each key prompt, rising; from 0 without anchors
     motion_grid: tuple[int, int]  # rows and columns of the motion field; (0, 0): none
     anchors: tuple[int, ...] = ()  # frames beside the key prompts that motion fields start and end at
+    cuts: tuple[int, ...] = ()  # frames that open a new scene
 
 
 def write_header(
@@ -47,8 +47,9 @@ def write_header(
     numbers: list[int] = []
     if base is not None:
         motion = any(base.motion_grid)
-        flags |= V_SHARED * v_shared | MOTION * motion | ANCHORS * bool(base.anchors)
-        numbers = [*_places(base), *(base.motion_grid if motion else ())]
+        flags |= V_SHARED * v_shared | MOTION * motion | ANCHORS * bool(base.anchors) | CUTS * bool(base.cuts)
+        cuts = [len(base.cuts), *np.diff(base.cuts, prepend=0).tolist()] if base.cuts else []
+        numbers = [*_places(base), *(base.motion_grid if motion else ()), *cuts]
     parts = [_chosen(scales, form) for scales, form in zip((u_scales, v_scales), forms, strict=True)]
     return bytes([FORMAT_VERSION, flags]) + _write_numbers(numbers) + b"".join(parts)
 
@@ -62,35 +63,34 @@ class HeaderReader:
         version, self.flags = self._take(2)
         if version != FORMAT_VERSION:
             raise BitstreamError(f"segment: version {version}, but this build reads version {FORMAT_VERSION}")
-        if self.flags & ~_KNOWN_FLAGS:
-            raise BitstreamError(f"segment: flags {self.flags:#04x}, of which this build knows {_KNOWN_FLAGS:#04x}")
 
     def base(self) -> BaseHeader:
         """Read what only the layer that stands alone says."""
-        count = self._number()
-        places_of = "anchors" if self.flags & ANCHORS else "key prompts"
-        if not 1 <= count <= len(self._sample):  # each costs a byte or more
-            raise BitstreamError(f"{count} {places_of} in a sample of {len(self._sample)} bytes")
-        gaps = [self._number() for _ in range(count - 1)]
-        is_key = [True] * count
-        if self.flags & ANCHORS:
-            is_key[1:], gaps = [bool(gap & 1) for gap in gaps], [gap >> 1 for gap in gaps]
-            if all(is_key) or not is_key[-1] or not self.flags & MOTION:
-                raise BitstreamError(
-                    "anchors of motion, expected with motion, beside key prompts, and a key prompt last"
-                )
-        if 0 in gaps:
-            raise BitstreamError(f"two {places_of} at one frame")
-        places = np.cumsum([0, *gaps])
-        offsets, anchors = (tuple(places[np.array(is_key) == kind].tolist()) for kind in (True, False))
+        anchored = bool(self.flags & ANCHORS)
+        places_of = "anchors" if anchored else "key prompts"
+        count = self._count(places_of)
+        gaps = [0] * (not anchored)
+        gaps += [self._number() for _ in range(count - len(gaps))]
+        is_key = np.ones(count, bool)
+        if anchored:
+            is_key, gaps = np.array(gaps) % 2 == 1, [gap >> 1 for gap in gaps]
+            if is_key.all() or not is_key.any() or not self.flags & MOTION:
+                raise BitstreamError("anchors of motion, expected with motion, beside key prompts, and these as well")
+        if gaps[0] or 0 in gaps[1:]:
+            raise BitstreamError(f"two {places_of} at one frame, or the first not at frame 0")
+        places = np.cumsum(gaps)
+        offsets, anchors = (tuple(places[is_key == kind].tolist()) for kind in (True, False))
         grid = (self._number(), self._number()) if self.flags & MOTION else (0, 0)
-        if self.flags & MOTION and not (min(grid) and len(offsets) > 1):
-            raise BitstreamError(f"a motion field of {grid[0]} x {grid[1]} between {len(offsets)} key prompts")
-        return BaseHeader(offsets, grid, anchors)
+        if self.flags & MOTION and not (min(grid) and count > 1):
+            raise BitstreamError(f"a motion field of {grid[0]} x {grid[1]} between {count} {places_of}")
+        cuts: tuple[int, ...] = ()
+        if self.flags & CUTS:
+            cuts = tuple(np.cumsum([self._number() for _ in range(self._count("cuts"))]).tolist())
+        return BaseHeader(offsets, grid, anchors, cuts)
 
     def refuse_base(self) -> None:
         """Refuse flags of what only the layer that stands alone says."""
-        if found := self.flags & (V_SHARED | MOTION | ANCHORS):
+        if found := self.flags & (V_SHARED | MOTION | ANCHORS | CUTS):
             raise BitstreamError(f"segment: flags {found:#04x} in a layer above the first")
 
     def scales(self, keys: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,6 +112,12 @@ class HeaderReader:
         if not np.isfinite(values).all():
             raise BitstreamError("scales that are not finite")
         return np.broadcast_to(values, (*shape[:-1], rank)).copy()
+
+    def _count(self, what: str) -> int:
+        count = self._number()
+        if not 1 <= count <= len(self._sample):  # each costs a byte or more
+            raise BitstreamError(f"{count} {what} in a sample of {len(self._sample)} bytes")
+        return count
 
     def _number(self) -> int:
         value = 0
@@ -135,8 +141,8 @@ def _places(base: BaseHeader) -> list[int]:
     if not base.anchors:
         return [len(base.offsets), *np.diff(base.offsets).tolist()]
     places = sorted((*base.offsets, *base.anchors))
-    gaps = np.diff(places).tolist()
-    return [len(places), *(gap << 1 | (at in base.offsets) for gap, at in zip(gaps, places[1:], strict=True))]
+    gaps = np.diff(places, prepend=0).tolist()
+    return [len(places), *(gap << 1 | (at in base.offsets) for gap, at in zip(gaps, places, strict=True))]
 
 
 def _form(scales: np.ndarray) -> ScaleForm:

@@ -79,12 +79,12 @@ def test_layers_are_made_of_representations_with_a_rank_each(clip, tiny_folder, 
         segment_s=0.8, metrics=["psnr_db"], device="cpu", ranks=[1, 4], generator=str(tiny_folder), iterations=1
     )
     alone, layered = (
-        build_prompts(video, tmp_path / name, replace(config, interval=8, top_interval=0, layered=name == "layered"))
+        build_prompts(video, tmp_path / name, replace(config, interval=8, top_intervals=[], layered=name == "layered"))
         for name in ("alone", "layered")
     )
     sizes, inits = layer_sizes(alone.presentation)
     np.testing.assert_array_equal(sizes, layered.presentation.layer_bytes)
     np.testing.assert_array_equal(inits, layered.presentation.init_bytes)
-    dense = build_prompts(video, tmp_path / "dense", replace(config, interval=8, top_interval=4))
-    with pytest.raises(ExperimentError, match=r"r01, r04, r04k4: expected a rank each .*--top-interval 0"):
+    dense = build_prompts(video, tmp_path / "dense", replace(config, interval=8, top_intervals=[4]))
+    with pytest.raises(ExperimentError, match=r"r01, r04, r04k4: expected a rank each .*--top-intervals 0"):
         layer_sizes(dense.presentation)

@@ -102,7 +102,7 @@ def test_one_run_uses_one_plug_in_of_each_kind(command, tmp_path):
     manifest = next((tmp_path / "cache").glob("*-jpeg-*/manifest.mpd")).read_text()
     assert manifest.count('codecs="urim.jpeg"') == 2
     assert 'mimeType="application/mp4"' in manifest
-    init = next((tmp_path / "cache").glob("*-prompt-*/r02/init.mp4")).read_bytes()
+    init = next((tmp_path / "cache").glob("*-prompt-*/r04/init.mp4")).read_bytes()
     assert b"noise-" in init
     used = json.loads((tmp_path / "run" / "provenance.json").read_text())["inputs"]["plugins"]
     assert set(used) == {"promptdash.abr: cautious", "promptdash.traces: subway", "promptdash.codecs: jpeg",

@@ -161,7 +161,7 @@ def test_a_build_that_is_left_to_choose_makes_the_bytes_of_one_process(video, co
 
 
 def test_segments_that_workers_code_themselves_are_those_of_one_process(video, config, tmp_path):
-    config = replace(config, top_interval=0)
+    config = replace(config, top_intervals=[])
     build_prompts(video, tmp_path / "one", config)
     build_prompts(video, tmp_path / "two", replace(config, jobs=2))
     assert digest_of(tmp_path / "two") == digest_of(tmp_path / "one")

@@ -119,37 +119,64 @@ def test_layers_compose_to_the_whole(motion, anchors):
 
 
 def make_anchored(info):
-    """Return a segment with key prompts at 0, 4 and 9, and anchors of motion at 2 and 6."""
-    field = np.random.default_rng(1).integers(-3, 4, (4, 2, 3, 5)).astype(np.int16)
-    return replace(make_segment(info), motion=field, anchors=(2, 6))
+    """Return a segment of 11 frames with key prompts at 1, 4 and 9, anchors of motion at 0, 2, 6 and 10, and a cut at
+    frame 3."""
+    field = np.random.default_rng(1).integers(-3, 4, (6, 2, 3, 5)).astype(np.int16)
+    segment = make_segment(info)
+    keys = (replace(segment.keys[0], frame_offset=1), *segment.keys[1:])
+    return Segment(11, segment.u_scale, segment.v_scale, keys, field, (0, 2, 6, 10), (3,))
 
 
 def test_anchors_stand_beside_key_prompts():
     segment = make_anchored(make_info())
-    assert segment.offsets.tolist() == [0, 4, 9]
-    assert segment.all_anchors.tolist() == [0, 2, 4, 6, 9]
-    for anchors in ((2,), (2, 4), (6, 2), (2, 10), (-1, 2), (2, 2)):
+    assert segment.offsets.tolist() == [1, 4, 9]
+    assert segment.all_anchors.tolist() == [0, 1, 2, 4, 6, 9, 10]
+    for anchors in ((2,), (0, 2, 4, 10), (0, 6, 2, 10), (0, 2, 6, 12), (-1, 2, 6, 10), (2, 3, 6, 10), (0, 2, 6, 8)):
         with pytest.raises(BitstreamError, match=r"anchors|motion int16"):
             replace(segment, anchors=anchors)
     with pytest.raises(BitstreamError, match="anchors at frames"):
         replace(make_segment(make_info()), anchors=(2,))
 
 
+def test_scenes_have_key_prompts_of_their_own():
+    segment = make_anchored(make_info())
+    for cuts in ((2, 3), (0, 3), (3, 3), (5, 3), (3, 11), (10,)):
+        with pytest.raises(BitstreamError, match="cuts at frames"):
+            replace(segment, cuts=cuts)
+    with pytest.raises(BitstreamError, match="and with motion"):
+        replace(make_segment(make_info()), cuts=(3,))
+    info = make_info()
+    data = write_segment(info, segment, sequence=1, start_frame=0)
+    assert read_segment(info, data) == segment
+    assert read_segment(info, data).cuts == (3,)
+
+
+def test_one_key_prompt_and_motion():
+    info = make_info()
+    many = make_anchored(info)
+    one = replace(many, keys=many.keys[1:2], motion=many.motion[:2], anchors=(0, 10), cuts=())
+    assert read_segment(info, write_segment(info, one, sequence=1, start_frame=0)) == one
+
+
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (1, b"\x41", "anchors of motion, expected with motion"),  # no motion
-        (3, b"\x05\x05\x05\x07", "anchors of motion, expected"),  # every one a key prompt
-        (6, b"\x06", "anchors of motion, expected"),  # the last one is none
-        (3, b"\x00", "two anchors at one frame"),
+        (1, b"\xc5", "anchors of motion, expected with motion"),  # no motion
+        (3, b"\x01\x03\x03\x05\x05\x07\x03", "anchors of motion, expected"),  # every one a key prompt
+        (3, b"\x00\x02\x02\x04\x04\x06\x02", "anchors of motion, expected"),  # none of them
+        (4, b"\x01", "two anchors at one frame"),
+        (3, b"\x02", "the first not at frame 0"),
         (2, b"\xff\x7f", "16383 anchors"),
+        (12, b"\xff\x7f", "16383 cuts"),
+        (13, b"\x0c", "cuts at frames \\[12\\] of 11"),
     ],
 )
 def test_hostile_anchors_are_refused(offset, value, message):
     info = make_info()
     data = write_segment(info, make_anchored(info), sequence=1, start_frame=0)
     at = read_fragment(data).sample_ranges[0][0] + 4
-    assert data[at + 2 : at + 7] == bytes([5, 2 << 1, 2 << 1 | 1, 2 << 1, 3 << 1 | 1])
+    gaps = [0, 1 << 1 | 1, 1 << 1, 2 << 1 | 1, 2 << 1, 3 << 1 | 1, 1 << 1]
+    assert data[at + 1 : at + 14] == bytes([0xE5, 7, *gaps, 3, 5, 1, 3])
     other = bytearray(data)
     other[at + offset : at + offset + len(value)] = value
     with pytest.raises(BitstreamError, match=message):
@@ -270,7 +297,10 @@ def formula_segment(info, offsets, spread):
 def test_golden_bytes():
     """Any change of these bytes is a new format version; PROMPTDASH_REMAKE_GOLDEN=1 writes them anew."""
     info = make_info()
-    segments = [formula_segment(info, (0, 4, 9), 6), formula_segment(info, (0, 5), 3000)]
+    anchored = formula_segment(info, (0, 4, 9), 6)
+    motion = (np.arange(4 * 2 * 3 * 5) % 7 // 3).astype(np.int16).reshape(4, 2, 3, 5)
+    anchored = replace(anchored, frames=11, keys=anchored.keys[1:], motion=motion, anchors=(0, 2, 10), cuts=(6,))
+    segments = [formula_segment(info, (0, 4, 9), 6), formula_segment(info, (0, 5), 3000), anchored]
     data = [write_segment(info, s, sequence=n, start_frame=10 * (n - 1)) for n, s in enumerate(segments, 1)]
     if os.environ.get("PROMPTDASH_REMAKE_GOLDEN"):
         GOLDEN.write_bytes(write_init(info) + b"".join(data))
@@ -341,12 +371,11 @@ def test_messages_say_what_was_found():
     data = write_segment(info, make_segment(info), sequence=1, start_frame=0)
     at = read_fragment(data).sample_ranges[0][0] + 4
     for offset, value, message in (
-        (0, b"\x09", "segment: version 9, but this build reads version 2"),
-        (1, b"\x81", "flags 0x81, of which this build knows 0x7f"),
+        (0, b"\x09", "segment: version 9, but this build reads version 3"),
         (2, b"\x00", "0 key prompts"),
         (2, b"\xff\x7f", "16383 key prompts"),
         (3, b"\x00", "two key prompts at one frame"),
-        (3, b"\x07", "expected to rise from 0 to 9 or 10"),
+        (3, b"\x07", "key prompts from frame 0 to 12, expected from 0 to 9 or 10"),
         (3, b"\xff\xff\xff\xff\xff", "more than 5 bytes"),
         (5, struct.pack(">f", float("nan")), "not finite"),
     ):
@@ -389,7 +418,7 @@ def test_huge_lengths_do_not_allocate():
 
 def test_a_bomb_of_key_prompts_is_refused():
     info = make_info(rank=1024, tokens=1024, width=1024, grid=(0, 0))
-    sample = bytes([2, 0, 20, *[1] * 19]) + bytes(8)
+    sample = bytes([3, 0, 20, *[1] * 19]) + bytes(8)
     data = write_fragment_head(1, 0, [20 * 1001], [4 + len(sample)]) + bytes(4) + sample
     with pytest.raises(BitstreamError, match="20 key prompts of rank 1024: 41943040 codes, at most 4194304"):
         read_segment(info, reseal(info, data))
@@ -421,7 +450,7 @@ def test_segment_is_checked():
     key = good.keys[0]
     for change, message in (
         ({"keys": ()}, "without key prompts"),
-        ({"frames": 12}, "expected to rise from 0 to 11 or 12"),
+        ({"frames": 12}, "from frame 0 to 9, expected from 0 to 11 or 12"),
         ({"keys": good.keys[::-1]}, "expected to rise"),
         ({"u_scale": good.u_scale.astype(np.float64)}, "u_scale: float64"),
         ({"v_scale": np.full(3, np.inf, np.float32)}, "v_scale"),

@@ -18,7 +18,41 @@ def test_frames_lie_between_their_key_prompts():
     between = Between.of(np.array([0, 4, 6]), 7)
     assert between.left.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert between.share.tolist() == [0, 0.25, 0.5, 0.75, 0, 0.5, 1]
+    assert between.right.tolist() == [1, 1, 1, 1, 2, 2, 2]
     assert between[torch.tensor([5, 1])].left.tolist() == [1, 0]
+
+
+def test_frames_beside_the_key_prompts_are_made_of_the_nearest_one():
+    between = Between.of(np.array([2, 4]), 7, [0, 2, 4, 6])
+    assert between.left.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert between.right.tolist() == [0, 0, 1, 1, 1, 1, 1]
+    assert between.share.tolist() == [1, 1, 0, 0.5, 0, 0, 0]
+
+
+def test_frames_are_made_within_their_scene():
+    between = Between.of(np.array([1, 4, 7]), 9, [0, 1, 2, 3, 4, 7, 8], cuts=[3])
+    assert between.left.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert between.right.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2]
+    np.testing.assert_allclose(between.share, [1, 0, 0, 1, 0, 1 / 3, 2 / 3, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("key", [0, 2, 4])
+def test_one_key_frame_moves_both_ways(picture, key):
+    """Content goes 2 pixels a frame to the right, and only one frame of it is known."""
+    motion = torch.zeros(2, 2, 1, 2)
+    motion[:, 0] = 4
+    anchors = [0, 2, 4]
+    shown = frames_between(picture.roll(2 * key, dims=3), motion, Between.of(np.array([key]), 5, anchors))
+    for frame in range(5):
+        expected = picture.roll(2 * frame, dims=3)[0]
+        torch.testing.assert_close(shown[frame, ..., 16:48], expected[..., 16:48], atol=1e-5, rtol=0)
+
+
+def test_nothing_of_one_scene_is_seen_in_another(picture):
+    keys = torch.cat([picture, 1 - picture])
+    shown = frames_between(keys, torch.zeros(5, 2, 1, 2), Between.of(np.array([1, 4]), 6, range(6), [3]))
+    for frame in range(6):
+        torch.testing.assert_close(shown[frame], keys[frame // 3], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(256, 256, (8, 8)), (512, 256, (16, 8)), (16, 16, (1, 1))])
@@ -74,8 +108,11 @@ def test_gradients_reach_key_frames_and_motion(picture):
 
 
 def test_anchors_lie_evenly_between_key_frames():
-    assert motion_anchors(np.array([0, 20, 39, 40]), 5).tolist() == [0, 5, 10, 15, 20, 25, 30, 34, 39, 40]
-    assert motion_anchors(np.array([0, 20, 39]), 20).tolist() == [0, 20, 39]
+    assert motion_anchors(np.array([0, 20, 39, 40]), 41, 5).tolist() == [0, 5, 10, 15, 20, 25, 30, 34, 39, 40]
+    assert motion_anchors(np.array([0, 20, 39]), 40, 20).tolist() == [0, 20, 39]
+    assert motion_anchors(np.array([9, 29]), 40, 20).tolist() == [0, 9, 29, 39]
+    assert motion_anchors(np.array([2, 7]), 10, 20, cuts=[4]).tolist() == [0, 2, 3, 4, 7, 9]
+    assert motion_anchors(np.array([0]), 1, 5).tolist() == [0]
 
 
 def test_frames_lie_between_their_anchors():
