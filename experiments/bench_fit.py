@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--segment", type=int, default=0, help="which segment, from 0")
     parser.add_argument("--segment-s", type=float, default=2.0, help="its duration, s")
     parser.add_argument("--set", dest="settings", action="append", help="changes to the preset fast: name=value,...")
-    parser.add_argument("--ranks", default="2,4,8,16")
+    parser.add_argument("--ranks", default="4,8,16")
     parser.add_argument("--generator", default="embedded")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="also write the rows here")

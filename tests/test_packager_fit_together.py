@@ -113,7 +113,7 @@ def test_a_cpu_fits_one_at_a_time_unless_told(tiny_generator):
 def test_frames_in_a_step_count_what_the_generator_renders():
     assert frames_in_a_step(fit_preset("paper"), 60) == 10
     assert frames_in_a_step(fit_preset("paper"), 4) == 4
-    assert frames_in_a_step(fit_preset("fast"), 60) == 3
+    assert frames_in_a_step(fit_preset("fast"), 60) == 2
     assert frames_in_a_step(fit_preset("fast"), 1) == 1
 
 
