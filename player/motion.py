@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from player.prompt_stream import key_neighbours
+
 MOTION_STEP_PX = 0.5
 """Quantization step of motion: value in pixels of the generated frame = step * code."""
 CELL_PX = 32
@@ -110,16 +112,10 @@ class Between:
         """
         stops = np.asarray(anchors) if len(anchors) else offsets
         positions = np.arange(frames)
-        scene, scene_of_key = (np.searchsorted(cuts, at, side="right") for at in (positions, offsets))
-        left = np.searchsorted(offsets, positions, side="right") - 1
-        left[positions >= stops[-1]] -= offsets[-1] >= stops[-1]  # no field begins at the last anchor, so it ends there
-        right = left + 1
-        has_left = (left >= 0) & (scene_of_key[left] == scene)
-        has_right = scene_of_key[np.minimum(right, len(offsets) - 1)] == scene
-        has_right &= right < len(offsets)
-        left, right = np.where(has_left, left, right), np.where(has_right, right, left)
+        left, right = key_neighbours(offsets, positions, stops[-1], cuts)
         share = (positions - offsets[left]) / np.maximum(offsets[right] - offsets[left], 1)
-        share = np.where(has_left, np.where(has_right, share, 0.0), 1.0).astype(np.float32)
+        only_right = (offsets[left] > positions) | (offsets[left] >= stops[-1])  # of a key prompt alone
+        share = np.where(left < right, share, only_right).astype(np.float32)
         field = np.clip(np.searchsorted(stops, positions, side="right") - 1, 0, len(stops) - 2)
         part = ((positions - stops[field]) / (stops[field + 1] - stops[field])).astype(np.float32)
         made = [torch.from_numpy(values) for values in (left, right, share, field, part)]

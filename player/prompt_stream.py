@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -131,6 +132,29 @@ class Segment:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def key_neighbours(
+    offsets: np.ndarray, positions: np.ndarray, last_anchor: int, cuts: Sequence[int] | np.ndarray = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which key prompts the frames at `positions` [n] lie between, within their scenes.
+
+    Args:
+        offsets: frames of the key prompts [K].
+        last_anchor: where the last motion field ends.
+        cuts: frames that open a new scene, rising; every scene has a key prompt.
+
+    Returns:
+        Indices int64 [n]: of the key prompt at or before each frame (before it at the last anchor, where no field
+        begins), and of the one behind it; where a scene has none there, the other one twice.
+    """
+    scene, scene_of_key = (np.searchsorted(cuts, at, side="right") for at in (positions, offsets))
+    left = np.searchsorted(offsets, positions, side="right") - 1
+    left[positions >= last_anchor] -= offsets[-1] >= last_anchor
+    right = left + 1
+    has_left = (left >= 0) & (scene_of_key[left] == scene)
+    has_right = (right < len(offsets)) & (scene_of_key[np.minimum(right, len(offsets) - 1)] == scene)
+    return np.where(has_left, left, right), np.where(has_right, right, left)
 
 
 def _check_info(info: StreamInfo) -> None:

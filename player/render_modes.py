@@ -19,6 +19,7 @@ import numpy as np
 from abr import Ladder, Rendering
 from player.bitstream import Segment, read_init, read_segment
 from player.presentation import Presentation
+from player.prompt_stream import key_neighbours
 
 MODES = ("full", "half", "third", "keys")
 _STEPS = {"full": 1, "half": 2, "third": 3}
@@ -55,13 +56,8 @@ def count_work(segment: Segment, mode: str) -> tuple[int, int]:
         return len(made), 0
     if mode == "keys":
         return len(made), 0
-    edges = [0, *segment.cuts, segment.frames + 1]
-    needed: set[int] = set()
-    for frame in made:
-        scene = np.searchsorted(edges, frame, side="right")
-        own = segment.offsets[(segment.offsets >= edges[scene - 1]) & (segment.offsets < edges[scene])]
-        needed |= {*own[own <= frame][-1:].tolist(), *own[own > frame][:1].tolist()}
-    return len(needed), len(made)
+    needed = key_neighbours(segment.offsets, made, int(segment.all_anchors[-1]), segment.cuts)
+    return len(np.unique(needed)), len(made)
 
 
 def rendering_of(
