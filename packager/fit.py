@@ -1,9 +1,9 @@
 """Fit prompts to the frames of segments by gradient descent through the generator.
 
 Every frame counts, not only those under a key prompt: the loss is taken after interpolation (along motion, or of the
-prompts as in the paper), through fake quantization with straight-through gradients. Every second step is taken at the
-full rank, those between at the lower ranks in turn, so that one fit serves every rank of the ladder. Several segments
-may descend together: their frames then pass the generator as one batch, and nothing else is shared.
+prompts as in the paper), through fake quantization with straight-through gradients. Steps are taken at all ranks in
+turn, so that one fit serves every rank of the ladder, and their running average is what is kept. Several segments may
+descend together: their frames then pass the generator as one batch, and nothing else is shared.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _MOTION_LEARNING_RATE = 6.0  # of the fit's learning rate: motion is in pixels, not of unit scale
 _CHANGE_LEARNING_RATE = 0.5  # likewise: what a lower rank's V differs by is corrected in few of the steps
+_MOST_STEPS_BETWEEN = 2  # at lower ranks, from one at the full rank to the next
 _LOOKED_AT = 6  # every which frame decides whether a fit was worth it
 
 
@@ -81,7 +82,7 @@ def fit_segment(
         if progress is not None:
             progress(step, config.iterations)
         if observe is not None:
-            observe(step, descents[0].state.segment)
+            observe(step, descents[0].segment)
 
     return _fit([frames], generator, encoder, config, ranks, told)[0]
 
@@ -163,6 +164,7 @@ class _Descent:
         self.state, self.over = state, False
         self._frames, self._forward, self._ranks, self._config = frames, forward, sorted(set(ranks)), state.config
         self._start = [parameter.detach().clone() for parameter in state.parameters()]
+        self._average = [parameter.clone() for parameter in self._start]
         self._before = self._objective()
         self._rng = np.random.default_rng(self._config.seed)
         self._windows = torch.Generator().manual_seed(self._config.seed)
@@ -175,7 +177,7 @@ class _Descent:
         self._optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95))
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         self._smoothed, self._best, self._since = math.nan, math.inf, 0
-        self._steps_at: Counter[int] = Counter()  # rank: steps so far
+        self._taken, self._steps_at = 0, Counter[int]()  # steps so far, in all and at each rank
 
     @classmethod
     def begin(
@@ -247,6 +249,11 @@ class _Descent:
         """Follow the gradients, which met these losses [n]; the schedule may end the fit."""
         config, optimizer = self._config, self._optimizer
         optimizer.step()
+        self._taken += 1
+        # a plain mean until that covers as many steps as the running one does: the start has no part in it
+        kept = min(config.average, 1 - 1 / self._taken)
+        for average, parameter in zip(self._average, self.state.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 1 - kept)
         value = losses.mean().item()
         self._smoothed = value if math.isnan(self._smoothed) else 0.8 * self._smoothed + 0.2 * value
         better = self._smoothed < self._best * 0.999
@@ -258,16 +265,30 @@ class _Descent:
                     group["lr"] /= 2
             self.over = optimizer.param_groups[0]["lr"] < config.min_learning_rate
 
+    def segment(self, rank: int) -> Segment:
+        """Return what the fit has come to at a rank, quantized."""
+        current = [parameter.data for parameter in self.state.parameters()]
+        self._set(self._average)
+        try:
+            return self.state.segment(rank)
+        finally:
+            self._set(current)
+
     def result(self) -> Ladder:
         """Return the segment that was fitted, or where it started if that was better, at each rank."""
+        self._set(self._average)
         before, after, state = self._before, self._objective(), self.state
         keys = len(state.offsets)
         log.info("fitted %d frames, %d key prompts: objective %.4f -> %.4f", len(self._frames), keys, before, after)
         if not after <= before:  # a schedule that diverged must not cost what the encoder already had
             log.warning("the fit did not lower its objective (%.4f -> %.4f); keeping its start", before, after)
-            for parameter, first in zip(state.parameters(), self._start, strict=True):
-                parameter.data = first
+            self._set(self._start)
         return {rank: state.segment(rank) for rank in self._ranks}
+
+    def _set(self, values: Sequence[Tensor]) -> None:
+        """Give the parameters these values."""
+        for parameter, value in zip(self.state.parameters(), values, strict=True):
+            parameter.data = value
 
     @torch.no_grad()
     def _objective(self) -> float:
@@ -345,7 +366,8 @@ def _draw_frames(fit: FitState, rng: np.random.Generator) -> np.ndarray:
 
 
 def rank_of_step(ranks: Sequence[int], step: int) -> int:
-    """Return the rank of a step, counted from 0, of a fit at rising ranks: every second the full one, the lower ones in
-    turn between."""
+    """Return the rank of a step, counted from 0, of a fit at rising ranks: all in turn, but no fewer than every third
+    step at the full one, however many others there are."""
     *lower, full = ranks
-    return lower[step // 2 % len(lower)] if step % 2 and lower else full
+    turn, within = divmod(step, min(len(ranks), _MOST_STEPS_BETWEEN + 1))
+    return lower[(turn * _MOST_STEPS_BETWEEN + within - 1) % len(lower)] if within else full

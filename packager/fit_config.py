@@ -78,6 +78,9 @@ class FitConfig:
     alone but for the rounding of products that depends on the size of a batch."""
     compile: str = "off"
     """off, default or max-autotune: torch.compile of the generator for the descent, which takes minutes once."""
+    average: float = 0.85
+    """How much of the running average of what is fitted stays at a step; that average is the result, since a step
+    serves the rank and the frames it was drawn for first of all (docs/RESULTS.md). 0: what the last step left."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,8 +105,9 @@ class FitConfig:
                 raise BuildError(f"fit.{name} is {getattr(self, name)}, expected 1 or more, or 0 for as many as fit")
         if self.compile not in COMPILE_MODES:
             raise BuildError(f"fit.compile is {self.compile}, expected one of {', '.join(COMPILE_MODES)}")
-        if not 0 <= self.worst_share < 1:
-            raise BuildError(f"fit.worst_share is {self.worst_share}, expected 0 to below 1")
+        for name in ("worst_share", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BuildError(f"fit.{name} is {getattr(self, name)}, expected 0 to below 1")
 
     @property
     def key_interval(self) -> int:
@@ -130,6 +134,7 @@ PAPER = FitConfig(
     embedding_weight=0.125,
     squared=True,
     start="random",
+    average=0.0,
 )
 PRESETS = {"fast": FAST, "paper": PAPER}
 

@@ -151,9 +151,45 @@ def test_only_steps_at_a_rank_change_its_v(frames, tiny_generator, tiny_encoder,
     assert ladder[2] != ladder[4].truncate(2)
 
 
-def test_every_second_step_is_at_the_full_rank_and_the_lower_ones_take_turns():
-    assert [rank_of_step([2, 4, 8, 16], step) for step in range(8)] == [16, 2, 16, 4, 16, 8, 16, 2]
+def test_ranks_take_turns_and_no_fewer_than_every_third_step_is_at_the_full_one():
+    assert [rank_of_step([4, 8, 16], step) for step in range(6)] == [16, 4, 8, 16, 4, 8]
+    assert [rank_of_step([2, 4, 8, 16], step) for step in range(9)] == [16, 2, 4, 16, 8, 2, 16, 4, 8]
+    assert [rank_of_step([4, 16], step) for step in range(4)] == [16, 4, 16, 4]
     assert [rank_of_step([8], step) for step in range(3)] == [8, 8, 8]
+
+
+def test_what_is_kept_is_the_running_average_of_the_steps(frames, tiny_generator, tiny_encoder, monkeypatch):
+    """With 0.6: the first is taken, the second counts half, the third and all others 0.4; a tie keeps the fit."""
+    monkeypatch.setattr(fit_module._Descent, "_objective", lambda descent: 0.0)
+    seen, states = [], []
+    take = fit_module._Descent.step
+
+    def step(descent, losses):
+        take(descent, losses)
+        seen.append(descent.state.u.detach().clone())
+        states.append(descent.state)
+
+    monkeypatch.setattr(fit_module._Descent, "step", step)
+    observed = []
+    config = quick(iterations=4, average=0.6)
+    ladder = fit_segment(
+        frames,
+        tiny_generator,
+        tiny_encoder,
+        config,
+        ranks=[2, 4],
+        observe=lambda _, segment: observed.append(segment(4)),
+    )
+    expected = seen[0]
+    for weight, u in zip([0.5, 0.4, 0.4], seen[1:], strict=True):
+        expected = (1 - weight) * expected + weight * u
+    torch.testing.assert_close(states[-1].u.detach(), expected)
+    assert not torch.equal(states[-1].u, seen[-1])
+    assert observed[-1] == ladder[4]
+
+    seen.clear()
+    fit_segment(frames, tiny_generator, tiny_encoder, replace(config, average=0.0), ranks=[2, 4])
+    assert torch.equal(states[-1].u, seen[-1])
 
 
 def test_the_frames_that_are_drawn_as_the_worst_are_those_with_the_greatest_loss_of_pixels(
@@ -249,7 +285,8 @@ def test_frames_of_another_size_are_refused(frames, tiny_generator):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"iterations": 0}, {"learning_rate": 0.0}, {"worst_share": 1.0}, {"schedule": "linear"}]
+    "changes",
+    [{"iterations": 0}, {"learning_rate": 0.0}, {"worst_share": 1.0}, {"average": 1.0}, {"schedule": "linear"}],
 )
 def test_settings_are_checked(changes):
     with pytest.raises(BuildError, match=next(iter(changes))):
