@@ -30,7 +30,7 @@ from player.manifest import START_NUMBER
 from player.pixels import from_pixels
 
 _SMALL_GENERATOR = 50_000_000  # parameters; the embedded one has 6 million
-_TOP_STEPS = 3 / 4  # of the others, of which every second one goes to a lower rank
+_TOP_STEPS = 3 / 4  # of the others, of which two in three go to lower ranks
 _TOP_STILL_ERROR = 0.25  # of the fit's `still_error`: who asks for more key prompts wants fewer of them joined
 
 StepProgress = Callable[[float], None]
