@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RANK = 16
 GRID_RANKS, COARSE_RANKS = (2, 4, 8, 16), (8, 16, 32)  # of U on all tokens, and on a quarter of them
 _INTERVAL = 10  # frames
-_U_STEP, _V_STEP = 0.35, 0.05  # the preset's
+_U_STEP, _V_STEP, _MOTION_STEP_PX = 0.35, 0.05, 0.5  # the preset's when these were tried
 _CARRIES = (0.0, 0.05, 0.1, 0.3)
 _STEPS = 30  # of a fit of key frames
 _RATE_WEIGHT = 0.04
@@ -109,7 +109,7 @@ def interpolation(
     from packager.fit import key_offsets
     from packager.motion import TrueMotion
     from player.decoder import from_pixels
-    from player.motion import MOTION_STEP_PX, Between, frames_between
+    from player.motion import Between, frames_between
     from player.prompt import interpolate, interpolation_matrix
 
     offsets = key_offsets(len(frames), _INTERVAL)
@@ -132,7 +132,7 @@ def interpolation(
     )
     shown = _render(generator, keys)
     yield "rendered key frames, cross-faded", _scores(metrics, frames[inner], interpolate(shown, weights))
-    motion = torch.round(TrueMotion(from_pixels(frames)).estimate(offsets) / MOTION_STEP_PX) * MOTION_STEP_PX
+    motion = torch.round(TrueMotion(from_pixels(frames)).estimate(offsets) / _MOTION_STEP_PX) * _MOTION_STEP_PX
     between = Between.of(offsets, len(frames))[torch.from_numpy(inner)]
     yield (
         "rendered key frames, moved and cross-faded",

@@ -21,8 +21,7 @@ from packager.losses import frame_loss
 from player.bitstream import StreamInfo, write_segment
 from player.decoder import from_pixels, render_segment
 from player.generator import Generator
-from player.motion import MOTION_STEP_PX, Between, frames_between
-from player.prompt import dequantize
+from player.motion import Between, frames_between, motion_fields
 
 if TYPE_CHECKING:
     from player.quality import Metric
@@ -110,13 +109,16 @@ def _adapt(pixels: Tensor, generator: Generator, fitted: Ladder, rank: int) -> t
         down = torch.randn(rank, inside, generator=source) / inside**0.5
         factors.append((torch.zeros(out, rank, requires_grad=True), down.requires_grad_(True)))
     segment = fitted[max(LADDER)]
-    motion = dequantize(torch.from_numpy(segment.motion), torch.tensor(MOTION_STEP_PX))
+    motion = motion_fields(segment, torch.device("cpu"))
     between = Between.of(segment.offsets, len(pixels), segment.all_anchors, segment.cuts)
     latents = {}
     with torch.no_grad():
         for kept in LADDER:
             part = fitted[kept]
-            u = torch.from_numpy(np.stack([k.u for k in part.keys]) * part.u_scale).float()
+            u = (
+                torch.from_numpy(np.stack([k.u for k in part.keys]) * part.u_scale).float()
+                * generator.step_scale[:kept]
+            )
             v = torch.from_numpy(np.stack([k.v for k in part.keys]) * part.v_scale[:, None]).float()
             latents[kept] = generator.denoise(generator.space.compose(u, v, generator.norm_rank(max(LADDER))))
     rng = np.random.default_rng(0)

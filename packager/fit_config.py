@@ -9,6 +9,7 @@ import torch
 from packager.errors import BuildError
 from packager.start import STARTS
 from player.engine import COMPILE_MODES
+from player.prompt_stream import MAX_MOTION_STEP_EIGHTHS
 
 _INTERVAL, _PUBLISHED_INTERVAL = 30, 10
 
@@ -20,8 +21,11 @@ class FitConfig:
     preset: str = "fast"
     interval: int = 0
     """Frames between key prompts, at most; 0: 30 with motion (docs/RESULTS.md), 10 without (Promptus, section 4.3)."""
-    motion_interval: int = 5
+    motion_interval: int = 4
     """Frames between anchors, at most: from anchor to anchor content moves evenly (player/motion.py)."""
+    motion_step: float = 2.0
+    """Quantization step of motion in pixels, whole eighths: what prompts of so few bytes get wrong hides more than a
+    pixel (docs/RESULTS.md)."""
     iterations: int = 40
     """Steps of gradient descent on a segment, at most."""
     frames_per_step: int = 6
@@ -39,6 +43,9 @@ class FitConfig:
     """Quantization step of U, in units of the generator's `step_scale` of each component (docs/RESULTS.md)."""
     v_step: float = 0.1
     """Quantization step of V."""
+    repeat: float = 0.1
+    """Steps beyond half a one by which a value of U may miss the code of the key prompt before and still repeat it, for
+    next to no bytes. 0: codes are the nearest."""
     motion: bool = True
     """Render the key frames only, and warp and blend them into the frames between along a motion field that is sent
     with them; without it every frame is rendered from an interpolated prompt (Promptus)."""
@@ -94,6 +101,10 @@ class FitConfig:
                 raise BuildError(f"fit.{name} is {getattr(self, name)}, expected more than 0")
         if not self.feature_weight >= 0:
             raise BuildError(f"fit.feature_weight is {self.feature_weight}, expected 0 or more")
+        if not (1 <= 8 * self.motion_step <= MAX_MOTION_STEP_EIGHTHS and (8 * self.motion_step).is_integer()):
+            raise BuildError(f"fit.motion_step is {self.motion_step}, expected eighths of a pixel, 1/8 to 16")
+        if not 0 <= self.repeat <= 1:
+            raise BuildError(f"fit.repeat is {self.repeat}, expected 0 to 1")
         if self.schedule not in ("cosine", "plateau"):
             raise BuildError(f"fit.schedule is {self.schedule}, expected cosine or plateau")
         if self.autocast not in ("auto", "bfloat16", "float32"):
@@ -135,6 +146,7 @@ PAPER = FitConfig(
     squared=True,
     start="random",
     average=0.0,
+    repeat=0.0,
 )
 PRESETS = {"fast": FAST, "paper": PAPER}
 

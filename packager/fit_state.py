@@ -13,8 +13,8 @@ from packager.fit_config import FitConfig
 from packager.losses import frame_loss, motion_rate, sequence_rate
 from player.bitstream import KeyPrompt, Segment
 from player.generator import Generator
-from player.motion import MOTION_STEP_PX, Between, frames_between
-from player.prompt import interpolate, interpolation_matrix, quantize, quantize_ste
+from player.motion import Between, frames_between
+from player.prompt import dequantize, interpolate, interpolation_matrix, quantize, quantize_ste
 
 # How much a bit of motion counts against a bit of prompt. Motion must pay in every representation, the lowest included.
 _MOTION_RATE = 4.0
@@ -70,9 +70,24 @@ class FitState:
         v = self.v[:, :rank]
         return v + self.changes[rank] if rank in self.changes else v
 
+    @torch.no_grad()
+    def u_codes(self, rank: int) -> Tensor:
+        """Return the codes int16 [K, L, r] of U at a rank: the nearest, but the code of the key prompt before, which
+        costs least, up to `repeat` steps beyond where that is the nearest."""
+        steps = self.u_steps[:rank]
+        first, *others = self.u[..., :rank] * self.u_scale[:rank]
+        codes = [quantize(first, steps)]
+        for values in others:
+            repeats = (values / steps - codes[-1]).abs() < 0.5 + self.config.repeat
+            codes.append(torch.where(repeats, codes[-1], quantize(values, steps)))
+        return torch.stack(codes)
+
     def quantized(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return u [K, L, r], v [K, r, D] of a rank after fake quantization."""
-        u = quantize_ste(self.u[..., :rank] * self.u_scale[:rank], self.u_steps[:rank])
+        u = self.u[..., :rank] * self.u_scale[:rank]
+        u = u + (
+            dequantize(self.u_codes(rank), self.u_steps[:rank]) - u.detach()
+        )  # straight through, as `quantize_ste`
         v = quantize_ste(self.v_at(rank), torch.tensor(self.config.v_step, device=self.u.device))
         return u, v.expand(len(u), -1, -1)
 
@@ -89,7 +104,7 @@ class FitState:
         """Return the frames `chosen` [n, 3, H, W] that come of what `prompts` gave for them, rendered [m, 3, H, W]."""
         if self.motion is None:
             return rendered
-        motion = quantize_ste(self.motion, torch.tensor(MOTION_STEP_PX, device=self.u.device))
+        motion = quantize_ste(self.motion, torch.tensor(self.config.motion_step, device=self.u.device))
         return frames_between(rendered, motion, self._between[chosen])
 
     def frame_losses(self, frames: Tensor, output: Tensor) -> Tensor:
@@ -112,23 +127,22 @@ class FitState:
                 total = total + config.rate_weight * share * torch.log2(1 + 2 * v.abs() / config.v_step).mean()
             if self.motion is not None:
                 share = self.motion.numel() / self.u.numel()
-                total = total + config.rate_weight * _MOTION_RATE * share * motion_rate(self.motion, MOTION_STEP_PX)
+                total = total + config.rate_weight * _MOTION_RATE * share * motion_rate(self.motion, config.motion_step)
         return total
 
     @torch.no_grad()
     def segment(self, rank: int) -> Segment:
         """Return what the fit has come to at a rank, quantized."""
         config, device = self.config, self.u.device
-        u_steps = self.u_steps[:rank]
-        u = quantize(self.u[..., :rank] * self.u_scale[:rank], u_steps).cpu().numpy()
+        u = self.u_codes(rank).cpu().numpy()
         v = quantize(self.v_at(rank), torch.tensor(config.v_step, device=device)).expand(len(u), -1, -1).cpu().numpy()
         keys = tuple(
             KeyPrompt(int(at), np.ascontiguousarray(ku), np.ascontiguousarray(kv))
             for at, ku, kv in zip(self.offsets, u, v, strict=True)
         )
-        v_scale = np.full(rank, config.v_step, np.float32)
+        scales = np.full(rank, config.u_step, np.float32), np.full(rank, config.v_step, np.float32)
         if self.motion is None:
-            return Segment(self.frames, u_steps.cpu().numpy(), v_scale, keys)
-        motion = quantize(self.motion, torch.tensor(MOTION_STEP_PX, device=device)).cpu().numpy()
+            return Segment(self.frames, *scales, keys)
+        motion = quantize(self.motion, torch.tensor(config.motion_step, device=device)).cpu().numpy()
         anchors = tuple(np.setdiff1d(self.anchors, self.offsets).tolist())
-        return Segment(self.frames, u_steps.cpu().numpy(), v_scale, keys, motion, anchors, self.cuts)
+        return Segment(self.frames, *scales, keys, motion, anchors, self.cuts, config.motion_step)

@@ -31,6 +31,7 @@ from player.pixels import from_pixels
 
 _SMALL_GENERATOR = 50_000_000  # parameters; the embedded one has 6 million
 _TOP_STEPS = 3 / 4  # of the others, of which two in three go to lower ranks
+_TOP_MOTION_STEP_PX = 1.0  # at most; the coarse steps of the others would show
 _TOP_STILL_ERROR = 0.25  # of the fit's `still_error`: who asks for more key prompts wants fewer of them joined
 
 StepProgress = Callable[[float], None]
@@ -181,7 +182,7 @@ class PromptLadder:
         choices = {"generator": self.generator.id, "ranks": self._ladder, "fit": vars(self.fit_config)}
         return choices | {
             "tops": list(self._tops),
-            "top_steps": _TOP_STEPS,
+            "top_steps": [_TOP_STEPS, _TOP_MOTION_STEP_PX],
             "layered": self.layered,
             "targets_bps": list(self.targets_bps.values()),
             "format": FORMAT_VERSION,
@@ -261,6 +262,7 @@ class PromptLadder:
         top = replace(
             config,
             still_error=config.still_error * _TOP_STILL_ERROR,
+            motion_step=min(config.motion_step, _TOP_MOTION_STEP_PX),
             iterations=math.ceil(config.iterations * _TOP_STEPS),
         )
         tops = [(replace(top, interval=interval), self._ladder[-1:]) for interval in self._tops.values()]

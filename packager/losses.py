@@ -86,10 +86,11 @@ def sequence_rate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:
 
 def motion_rate(motion: Tensor, step: float) -> Tensor:
     """Return a smooth estimate of the bits a value of motion [n, 2, rows, columns] costs, as its residuals to the
-    vector on the left or above, whichever cost less."""
+    vector on the left, above or in the field before: of each field and direction what costs least."""
     west, north = functional.pad(motion, (1, 0))[..., :-1], functional.pad(motion, (0, 0, 1, 0))[..., :-1, :]
-    bits = [torch.log2(1 + 2 * (motion - near).abs() / step).mean() for near in (west, north)]
-    return torch.minimum(*bits)
+    before = torch.cat([torch.zeros_like(motion[:1]), motion[:-1]])
+    bits = [torch.log2(1 + 2 * (motion - near).abs() / step).mean(dim=(2, 3)) for near in (west, north, before)]
+    return torch.stack(bits).amin(dim=0).mean()
 
 
 def rate_estimate(u: Tensor, grid: tuple[int, int], step: float) -> Tensor:

@@ -29,6 +29,7 @@ from player.prompt_stream import MAX_SEGMENT_FRAMES as MAX_SEGMENT_FRAMES
 from player.prompt_stream import KeyPrompt as KeyPrompt
 from player.prompt_stream import Segment as Segment
 from player.prompt_stream import StreamInfo as StreamInfo
+from player.prompt_stream import motion_anchors
 from player.sample import FORMAT_VERSION, V_SHARED, BaseHeader, HeaderReader, write_header
 from player.sealed import CRC, read_sealed_init, write_sealed_init
 
@@ -81,7 +82,8 @@ def write_layers(infos: Sequence[StreamInfo], segment: Segment, *, sequence: int
     u, v = (np.stack([getattr(key, name) for key in segment.keys]) for name in "uv")
     shared = bool((v == v[0]).all())
     grid = (0, 0) if segment.motion is None else segment.motion.shape[2:]
-    base = BaseHeader(tuple(key.frame_offset for key in segment.keys), grid, segment.anchors, segment.cuts)
+    places = tuple(segment.offsets.tolist()), grid, segment.anchors, segment.cuts
+    base = BaseHeader(*places, round(8 * segment.motion_step_px), _even_interval(segment))
     encoder = CodesEncoder(_layout(infos[-1], base, shared))
     parts, crc = [], 0
     for info in infos:
@@ -114,7 +116,7 @@ def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
     frames, samples = _open_layers(infos, data)
     infos = infos[: len(samples)]
     opened = [HeaderReader(sample) for sample in samples]
-    base = opened[0].base()
+    base = _with_anchors(opened[0].base(), frames)
     keys = len(base.offsets)
     layout = _layout(infos[-1], base, bool(opened[0].flags & V_SHARED))
     decoder = CodesDecoder(layout)
@@ -129,7 +131,8 @@ def read_layers(infos: Sequence[StreamInfo], data: bytes) -> Segment:
     v = np.concatenate([part.v for part in codes], axis=1)
     prompts = tuple(KeyPrompt(at, u[k], v[k % len(v)]) for k, at in enumerate(base.offsets))
     u_scale, v_scale = (_join(layers) for layers in zip(*scales, strict=True))
-    return Segment(frames, u_scale, v_scale, prompts, codes[0].motion, base.anchors, base.cuts)
+    step_px = base.motion_step / 8 if codes[0].motion is not None else 1.0
+    return Segment(frames, u_scale, v_scale, prompts, codes[0].motion, base.anchors, base.cuts, step_px)
 
 
 def segment_number(data: bytes) -> int:
@@ -176,6 +179,26 @@ def _open_sample(info: StreamInfo, data: bytes, crc_below: int) -> tuple[int, by
     if stored != crc:
         raise BitstreamError(f"segment: CRC {crc:#010x}, expected {stored:#010x} (corrupt, or of another stream)")
     return frames, sample, crc
+
+
+def _even_interval(segment: Segment) -> int:
+    """Return the frames that anchors lie apart, at most, if they lie evenly and need not be listed; else 0."""
+    if not segment.anchors:
+        return 0
+    places = segment.all_anchors
+    interval = int(np.diff(places).max())
+    evenly = motion_anchors(segment.offsets, segment.frames, interval, segment.cuts)
+    return interval if np.array_equal(evenly, places) else 0
+
+
+def _with_anchors(base: BaseHeader, frames: int) -> BaseHeader:
+    """Return a header of a segment of so many frames with the anchors that it does not list."""
+    if not base.interval:
+        return base
+    if max(*base.offsets, *base.cuts, 0) >= frames:
+        raise BitstreamError(f"key prompts at frames {base.offsets[:8]}, cuts at {base.cuts[:8]}, of {frames} frames")
+    places = motion_anchors(np.array(base.offsets), frames, base.interval, base.cuts)
+    return replace(base, anchors=tuple(np.setdiff1d(places, base.offsets).tolist()))
 
 
 def _join(layers: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from player.bitstream import Segment
-from player.motion import MOTION_STEP_PX, warp
+from player.motion import warp
 from player.pixels import to_pixels
-from player.prompt import dequantize
 
 DRIFT_S = 0.25
 """Time constant of the speed's decay (docs/prompt_ideas.md: what it does to quality)."""
@@ -43,16 +42,15 @@ def extend_prompts(factors: Tensor, interval: int, drift: Tensor) -> Tensor:
     return last + drift.to(factors).reshape(-1, *(1,) * (factors.dim() - 1)) * step
 
 
-def extend_picture(key: Tensor, codes: np.ndarray, interval: int, drift: Tensor) -> np.ndarray:
+def extend_picture(key: Tensor, motion: Tensor, interval: int, drift: Tensor) -> np.ndarray:
     """Return frames uint8 [n, H, W, 3] that carry a segment's last motion on.
 
     Args:
         key: the segment's last frame [1, 3, H, W] in [-1, 1].
-        codes: the motion towards it, int16 [2, rows, columns].
+        motion: that towards it [2, rows, columns], in pixels.
         interval: frames that this motion took.
         drift: [n] frames of it that are to be added.
     """
-    motion = dequantize(torch.from_numpy(codes.copy()).to(key.device), torch.tensor(MOTION_STEP_PX, device=key.device))
     field = functional.interpolate(motion[None], size=key.shape[2:], mode="bilinear", align_corners=False)
     moved = [warp(key, -float(frames) / interval * field) for frames in drift]
     return torch.cat([to_pixels(frame) for frame in moved]).cpu().numpy()

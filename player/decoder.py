@@ -21,7 +21,7 @@ from player.errors import DecodeError, GeneratorMismatchError
 from player.generator import Generator, load_generator
 from player.latent_chain import LatentChain
 from player.latents import Autoencoder, LatentStreamDecoder, load_autoencoder
-from player.motion import MOTION_STEP_PX, Between, frames_between
+from player.motion import Between, frames_between, motion_fields
 from player.pixels import from_pixels as from_pixels
 from player.pixels import to_pixels
 from player.prompt import dequantize, interpolate, interpolation_matrix
@@ -39,6 +39,7 @@ def _key_factors(segment: Segment, generator: Generator) -> tuple[Tensor, Tensor
     """Return u [K, L, r] and v [K, r, D] of the key prompts on the generator's device."""
     device = generator.device
     u_scale, v_scale = (upload(scale.copy(), device) for scale in (segment.u_scales, segment.v_scales))
+    u_scale = u_scale * generator.step_scale[: segment.rank]
     u = upload(np.stack([key.u for key in segment.keys]), device)
     v = upload(np.stack([key.v for key in segment.keys]), device)
     return dequantize(u, u_scale), dequantize(v, v_scale)
@@ -58,8 +59,7 @@ def render_segment(segment: Segment, norm_rank: int, generator: Generator) -> np
     with torch.no_grad():
         u, v = _key_factors(segment, generator)
         keys = engine_of(generator).generate(generator.space.compose(u, v, norm_rank))
-        codes = torch.from_numpy(segment.motion).to(generator.device)
-        motion = dequantize(codes, torch.tensor(MOTION_STEP_PX, device=generator.device))
+        motion = motion_fields(segment, generator.device)
         between = Between.of(segment.offsets, segment.frames, segment.all_anchors, segment.cuts).to(generator.device)
         places = torch.arange(segment.frames, device=generator.device).split(engine_of(generator).batch)
         return torch.cat([to_pixels(frames_between(keys, motion, between[part])) for part in places]).cpu().numpy()
@@ -117,10 +117,9 @@ def render_beyond(
         last = last.to(generator.device)
         first = int(last.left)  # key frames before it are not needed
         keys = engine.generate(generator.space.compose(u[first:], v[first:], norm_rank))
-        codes = torch.from_numpy(segment.motion).to(generator.device)
-        motion = dequantize(codes, torch.tensor(MOTION_STEP_PX, device=generator.device))
+        motion = motion_fields(segment, generator.device)
         picture = frames_between(keys, motion, replace(last, left=last.left - first, right=last.right - first))
-        return extend_picture(picture, segment.motion[-1], interval, drift_frames(count, fps, gap=0))
+        return extend_picture(picture, motion[-1], interval, drift_frames(count, fps, gap=0))
     drift = drift_frames(count, fps, gap=segment.frames - 1 - segment.keys[-1].frame_offset)
     u, v = (extend_prompts(factors, interval, drift) for factors in (u, v))
     embeddings = generator.space.compose(u, v, norm_rank)

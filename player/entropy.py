@@ -53,12 +53,12 @@ _CLIP = 1023  # codes and magnitudes that the model learns from are clipped to t
 _BANDS = 32  # classes of nearby magnitudes, half an octave each from 1/16 code
 _TRUST = 4  # what a band's scale starts from counts as so many codes
 _SHARE_BITS = 16  # fixed point of the mixture's weights
-_SHARE_RATE = 50  # a weight moves by 1/n to the newest code, n growing to this
+_SHARE_RATE = 30  # a weight moves by 1/n to the newest code, n growing to this
 _LEAST_SHARE = 1 << 8
 _RESPONSIBILITY_BITS = 12
 _MEMORY = 1024  # codes; beyond them a scale forgets half
 # Weights of the prediction that the fit starts from, in eighths: without and with a previous key prompt.
-_U_START = ((3, 3, -1, 0, 0, 0, 0, 0, 0, 0), (1, 1, 0, 0, 6, -1, -1, 0, 0, 0))
+_U_START = ((4, 3, -1, 1, 0, 0, 0, 0, 0, 0), (3, 3, -1, 1, 3, -1, -1, 0, 0, 0))
 _V_START = ((0,) * 10, (0, 0, 0, 0, 4, 0, 0, 0, 0, 0))
 _ROWS = np.array([GAUSSIAN, LAPLACIAN, LAPLACIAN, LAPLACIAN])
 _WINDOW = 12  # half-width of the coded window in units of the largest scale

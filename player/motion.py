@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from player.prompt_stream import key_neighbours
+from player.prompt import dequantize
+from player.prompt_stream import Segment, key_neighbours
+from player.prompt_stream import motion_anchors as motion_anchors
 
-MOTION_STEP_PX = 0.5
-"""Quantization step of motion: value in pixels of the generated frame = step * code."""
 CELL_PX = 32
 """Side in pixels of the square that one vector stands for, its neighbours' being blended in bilinearly."""
 _LATTICE_PX = 4  # paths are followed on a lattice this wide, which bends far less than a cell, and stretched
@@ -33,14 +33,11 @@ def motion_grid(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height / CELL_PX)), max(1, round(width / CELL_PX))
 
 
-def motion_anchors(offsets: np.ndarray, frames: int, interval: int, cuts: Sequence[int] = ()) -> np.ndarray:
-    """Return anchors int64 [A]: the key frames `offsets` [K], the ends of all scenes, and frames evenly between,
-    `interval` apart at most. `cuts` are the frames that open a new scene, among frames 0 .. frames - 1."""
-    ends = [0, *(end for cut in cuts for end in (cut - 1, cut)), frames - 1]
-    stops = np.union1d(offsets, ends)
-    steps = [(first, last, -(-(last - first) // interval)) for first, last in pairwise(stops)]
-    parts = [np.round(np.linspace(first, last, count, endpoint=False)) for first, last, count in steps]
-    return np.concatenate([*parts, stops[-1:]]).astype(np.int64)
+def motion_fields(segment: Segment, device: torch.device) -> Tensor:
+    """Return the motion [A - 1, 2, rows, columns] of a segment that has it, in pixels of the generated frame."""
+    assert segment.motion is not None
+    codes = torch.from_numpy(segment.motion).to(device)
+    return dequantize(codes, torch.tensor(segment.motion_step_px, device=device))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from player.errors import BitstreamError
 
 MAX_RANK = 4096
 MAX_SEGMENT_CODES = 1 << 22  # codes of one segment; bounds the memory and the time that hostile bytes can cost a reader
+MAX_MOTION_STEP_EIGHTHS = 128  # of a pixel
 MAX_SEGMENT_FRAMES = 1 << 16  # likewise; a minute at 240 frames/s has a quarter of them
 
 
@@ -21,8 +22,8 @@ MAX_SEGMENT_FRAMES = 1 << 16  # likewise; a minute at 240 frames/s has a quarter
 class StreamInfo:
     """What every segment of one representation shares; carried by the init segment.
 
-    The prompt of a key frame is u = u_scale * u_codes [L, r], v = v_scale * v_codes [r, D]; its embedding is the
-    generator's base plus u v / sqrt(norm_rank).
+    The prompt of a key frame is u = u_scale * unit * u_codes [L, r], v = v_scale * v_codes [r, D], `unit` [r] being the
+    generator's `step_scale`; its embedding is the generator's base plus u v / sqrt(norm_rank).
     """
 
     generator_id: str  # the generator that the prompts were fitted to
@@ -46,7 +47,7 @@ class StreamInfo:
 
 @dataclass(frozen=True, eq=False)
 class KeyPrompt:
-    """A quantized prompt at one frame of a segment; value = scale * code."""
+    """A quantized prompt at one frame of a segment; value = scale * code, in U times the generator's `step_scale`."""
 
     frame_offset: int  # frame of the segment, 0-based
     u: np.ndarray  # [L, r] int16
@@ -77,6 +78,7 @@ class Segment:
     motion: np.ndarray | None = None  # [A - 1, 2, rows, columns] int16 codes of the motion from anchor to anchor
     anchors: tuple[int, ...] = ()  # frames beside the key prompts that motion fields start and end at, rising
     cuts: tuple[int, ...] = ()  # frames that open a new scene, rising: with motion, frames are made within their scene
+    motion_step_px: float = 1.0  # pixels of the generated frame a code of motion, in eighths
 
     def __post_init__(self) -> None:
         _check_segment(self)
@@ -115,7 +117,7 @@ class Segment:
             for k in self.keys
         )
         u_scale, v_scale = self.u_scale[..., :rank].copy(), self.v_scale[..., :rank].copy()
-        return Segment(self.frames, u_scale, v_scale, keys, self.motion, self.anchors, self.cuts)
+        return Segment(self.frames, u_scale, v_scale, keys, self.motion, self.anchors, self.cuts, self.motion_step_px)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segment):
@@ -128,6 +130,7 @@ class Segment:
             and np.array_equal(self.u_scales, other.u_scales)
             and np.array_equal(self.v_scales, other.v_scales)
             and (self.motion is None) == (other.motion is None)
+            and (self.motion is None or self.motion_step_px == other.motion_step_px)
             and (self.motion is None or other.motion is None or np.array_equal(self.motion, other.motion))
         )
 
@@ -155,6 +158,18 @@ def key_neighbours(
     has_left = (left >= 0) & (scene_of_key[left] == scene)
     has_right = (right < len(offsets)) & (scene_of_key[np.minimum(right, len(offsets) - 1)] == scene)
     return np.where(has_left, left, right), np.where(has_right, right, left)
+
+
+def motion_anchors(offsets: np.ndarray, frames: int, interval: int, cuts: Sequence[int] = ()) -> np.ndarray:
+    """Return anchors int64 [A]: the key frames `offsets` [K], the ends of all scenes, and frames evenly between,
+    `interval` apart at most. `cuts` are the frames that open a new scene, among frames 0 .. frames - 1."""
+    ends = [0, *(end for cut in cuts for end in (cut - 1, cut)), frames - 1]
+    stops = np.union1d(offsets, ends)
+    parts = []
+    for first, last in pairwise(stops):  # whole numbers only: players work out what packagers do not list
+        count = -(-(last - first) // interval)
+        parts.append(first + (2 * (last - first) * np.arange(count) + count) // (2 * count))
+    return np.concatenate([*parts, stops[-1:]]).astype(np.int64)
 
 
 def _check_info(info: StreamInfo) -> None:
@@ -220,6 +235,9 @@ def _check_motion(segment: Segment, offsets: list[int]) -> None:
             f"to {segment.frames - 1} or {segment.frames}"
         )
     _check_cuts(segment, offsets)
+    eighths = 8 * segment.motion_step_px
+    if eighths != int(eighths) or not 1 <= eighths <= MAX_MOTION_STEP_EIGHTHS:
+        raise BitstreamError(f"motion in steps of {segment.motion_step_px} pixels, expected eighths, 1/8 to 16")
     fields = len(places) - 1
     if motion is not None and (
         motion.dtype != np.int16 or motion.ndim != 4 or motion.shape[:2] != (fields, 2) or not motion.size

@@ -13,7 +13,7 @@ import numpy as np
 
 from player.errors import BitstreamError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # Flags: all key prompts have the same V; motion follows the codes; it has anchors beside the key prompts; cuts.
 V_SHARED, MOTION, ANCHORS, CUTS = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 _LONGEST = 5  # bytes of a number; 35 bits are more than any needs
@@ -36,6 +36,8 @@ class BaseHeader:
     motion_grid: tuple[int, int]  # rows and columns of the motion field; (0, 0): none
     anchors: tuple[int, ...] = ()  # frames beside the key prompts that motion fields start and end at
     cuts: tuple[int, ...] = ()  # frames that open a new scene
+    motion_step: int = 0  # eighths of a pixel a code of motion; only with motion
+    interval: int = 0  # of anchors that lie evenly, which are not listed then (`motion_anchors`); 0: they are
 
 
 def write_header(
@@ -47,9 +49,10 @@ def write_header(
     numbers: list[int] = []
     if base is not None:
         motion = any(base.motion_grid)
-        flags |= V_SHARED * v_shared | MOTION * motion | ANCHORS * bool(base.anchors) | CUTS * bool(base.cuts)
+        anchored = bool(base.anchors or base.interval)
+        flags |= V_SHARED * v_shared | MOTION * motion | ANCHORS * anchored | CUTS * bool(base.cuts)
         cuts = [len(base.cuts), *np.diff(base.cuts, prepend=0).tolist()] if base.cuts else []
-        numbers = [*_places(base), *(base.motion_grid if motion else ()), *cuts]
+        numbers = [*_places(base), *((*base.motion_grid, base.motion_step) if motion else ()), *cuts]
     parts = [_chosen(scales, form) for scales, form in zip((u_scales, v_scales), forms, strict=True)]
     return bytes([FORMAT_VERSION, flags]) + _write_numbers(numbers) + b"".join(parts)
 
@@ -67,26 +70,31 @@ class HeaderReader:
     def base(self) -> BaseHeader:
         """Read what only the layer that stands alone says."""
         anchored = bool(self.flags & ANCHORS)
-        places_of = "anchors" if anchored else "key prompts"
+        interval = self._number() if anchored else 0
+        listed = anchored and not interval
+        places_of = "anchors" if listed else "key prompts"
         count = self._count(places_of)
         gaps = [0] * (not anchored)
         gaps += [self._number() for _ in range(count - len(gaps))]
         is_key = np.ones(count, bool)
-        if anchored:
+        if anchored and not self.flags & MOTION:
+            raise BitstreamError("anchors of motion, expected with motion")
+        if listed:
             is_key, gaps = np.array(gaps) % 2 == 1, [gap >> 1 for gap in gaps]
-            if is_key.all() or not is_key.any() or not self.flags & MOTION:
-                raise BitstreamError("anchors of motion, expected with motion, beside key prompts, and these as well")
-        if gaps[0] or 0 in gaps[1:]:
+            if is_key.all() or not is_key.any():
+                raise BitstreamError("a list of anchors, expected beside key prompts, and these as well")
+        if (gaps[0] and not interval) or 0 in gaps[1:]:
             raise BitstreamError(f"two {places_of} at one frame, or the first not at frame 0")
         places = np.cumsum(gaps)
         offsets, anchors = (tuple(places[is_key == kind].tolist()) for kind in (True, False))
         grid = (self._number(), self._number()) if self.flags & MOTION else (0, 0)
-        if self.flags & MOTION and not (min(grid) and count > 1):
+        step = self._number() if self.flags & MOTION else 0
+        if self.flags & MOTION and not (min(grid) and (count > 1 or interval)):
             raise BitstreamError(f"a motion field of {grid[0]} x {grid[1]} between {count} {places_of}")
         cuts: tuple[int, ...] = ()
         if self.flags & CUTS:
             cuts = tuple(np.cumsum([self._number() for _ in range(self._count("cuts"))]).tolist())
-        return BaseHeader(offsets, grid, anchors, cuts)
+        return BaseHeader(offsets, grid, anchors, cuts, step, interval)
 
     def refuse_base(self) -> None:
         """Refuse flags of what only the layer that stands alone says."""
@@ -138,11 +146,13 @@ class HeaderReader:
 
 def _places(base: BaseHeader) -> list[int]:
     """Return the numbers that say where key prompts and anchors are."""
+    if base.interval:
+        return [base.interval, len(base.offsets), *np.diff(base.offsets, prepend=0).tolist()]
     if not base.anchors:
         return [len(base.offsets), *np.diff(base.offsets).tolist()]
     places = sorted((*base.offsets, *base.anchors))
     gaps = np.diff(places, prepend=0).tolist()
-    return [len(places), *(gap << 1 | (at in base.offsets) for gap, at in zip(gaps, places, strict=True))]
+    return [0, len(places), *(gap << 1 | (at in base.offsets) for gap, at in zip(gaps, places, strict=True))]
 
 
 def _form(scales: np.ndarray) -> ScaleForm:

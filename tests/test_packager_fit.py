@@ -66,8 +66,9 @@ def test_cuts_are_found_and_motion_is_not(clip, tiny_generator):
 
 
 def test_more_steps_lower_the_loss(frames, tiny_generator, tiny_encoder):
-    few = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1, rate_weight=0.0), ranks=[1, 4])[4]
-    many = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=60, rate_weight=0.0), ranks=[1, 4])[4]
+    config = quick(rate_weight=0.0, motion=False)  # whose step is coarse for frames of 64 pixels
+    few = fit_segment(frames, tiny_generator, tiny_encoder, replace(config, iterations=1), ranks=[1, 4])[4]
+    many = fit_segment(frames, tiny_generator, tiny_encoder, replace(config, iterations=60), ranks=[1, 4])[4]
     assert loss_of(many, tiny_generator, frames) < loss_of(few, tiny_generator, frames)
 
 
@@ -233,10 +234,41 @@ def test_at_every_rank_the_features_of_every_frame_of_a_step_take_their_turn(
         assert {first for drawn_rank, first in drawn if drawn_rank == rank} == {0, 1}
 
 
+def test_codes_repeat_those_before_where_that_is_near(frames, tiny_generator, tiny_encoder, monkeypatch):
+    fits = []
+    to_segment = FitState.segment
+    monkeypatch.setattr(FitState, "segment", lambda fit, rank: fits.append(fit) or to_segment(fit, rank))
+    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1, interval=3), ranks=[2, 4])[4]
+    fit = fits[0]
+    assert len(fit.u) == len(segment.keys) > 1
+    values = torch.tensor([0.2, 0.59, 0.61, 1.2, -0.59, 40_000.0])
+    for share, expected in ((0.1, [0, 0, 1, 1, 0, 2**15 - 1]), (0.0, [0, 1, 1, 1, -1, 2**15 - 1])):
+        fit.config = replace(fit.config, repeat=share)
+        with torch.no_grad():
+            fit.u.zero_()
+            fit.u[1:, : len(values), 1] = values * fit.config.u_step
+        assert fit.u_codes(4)[1, : len(values), 1].tolist() == expected
+        assert fit.u_codes(2).equal(fit.u_codes(4)[..., :2])
+        torch.testing.assert_close(fit.quantized(4)[0], fit.u_codes(4) * fit.u_steps)
+    with torch.no_grad():  # drift is followed once it is too far
+        fit.u[:, 0, 0] = torch.tensor([0.0, 0.55, 0.65, 0.45][: len(fit.u)]) * fit.config.u_step
+    fit.config = replace(fit.config, repeat=0.1)
+    assert fit.u_codes(4)[:, 0, 0].tolist() == [0, 0, 1, 1][: len(fit.u)]
+    with pytest.raises(BuildError, match=r"fit.repeat is 2, expected 0 to 1"):
+        fit_preset("fast", repeat=2)
+
+
 def test_each_component_has_the_step_the_generator_names(frames, tiny_generator, tiny_encoder, monkeypatch):
+    config = quick(iterations=1)
+    monkeypatch.setattr(fit_module._Descent, "_objective", lambda descent: 0.0)  # what it comes to is no matter here
+    plain = fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[2, 3])[3]
     monkeypatch.setitem(tiny_generator._buffers, "step_scale", torch.tensor([1.0, 2.0, 4.0, 8.0]))
-    segment = fit_segment(frames, tiny_generator, tiny_encoder, quick(iterations=1), ranks=[2, 3])[3]
-    assert segment.u_scale.tolist() == pytest.approx([FAST.u_step, 2 * FAST.u_step, 4 * FAST.u_step])
+    scaled = fit_segment(frames, tiny_generator, tiny_encoder, config, ranks=[2, 3])[3]
+    assert plain.u_scale.tolist() == scaled.u_scale.tolist() == pytest.approx([FAST.u_step] * 3)
+    sums = [
+        np.abs(np.stack([key.u for key in segment.keys]).astype(int)).sum(axis=(0, 1)) for segment in (plain, scaled)
+    ]
+    assert (sums[1][1:] < sums[0][1:]).all()
 
 
 def test_key_prompts_lie_as_far_apart_as_the_way_between_asks_for():

@@ -31,6 +31,7 @@ from player.bitstream import (
     write_segment,
 )
 from player.errors import BitstreamError
+from player.motion import motion_anchors
 from player.mp4 import read_fragment, write_fragment_head
 
 GOLDEN = Path(__file__).parent / "golden" / "prompt_stream.mp4"
@@ -136,6 +137,9 @@ def test_anchors_stand_beside_key_prompts():
             replace(segment, anchors=anchors)
     with pytest.raises(BitstreamError, match="anchors at frames"):
         replace(make_segment(make_info()), anchors=(2,))
+    for step in (0.0, 0.3, 16.125, -1.0):
+        with pytest.raises(BitstreamError, match=f"motion in steps of {step} pixels"):
+            replace(segment, motion_step_px=step)
 
 
 def test_scenes_have_key_prompts_of_their_own():
@@ -162,13 +166,14 @@ def test_one_key_prompt_and_motion():
     ("offset", "value", "message"),
     [
         (1, b"\xc5", "anchors of motion, expected with motion"),  # no motion
-        (3, b"\x01\x03\x03\x05\x05\x07\x03", "anchors of motion, expected"),  # every one a key prompt
-        (3, b"\x00\x02\x02\x04\x04\x06\x02", "anchors of motion, expected"),  # none of them
-        (4, b"\x01", "two anchors at one frame"),
-        (3, b"\x02", "the first not at frame 0"),
-        (2, b"\xff\x7f", "16383 anchors"),
-        (12, b"\xff\x7f", "16383 cuts"),
-        (13, b"\x0c", "cuts at frames \\[12\\] of 11"),
+        (4, b"\x01\x03\x03\x05\x05\x07\x03", "a list of anchors, expected"),  # every one a key prompt
+        (4, b"\x00\x02\x02\x04\x04\x06\x02", "a list of anchors, expected"),  # none of them
+        (5, b"\x01", "two anchors at one frame"),
+        (4, b"\x02", "the first not at frame 0"),
+        (3, b"\xff\x7f", "16383 anchors"),
+        (13, b"\x00", "motion in steps of 0.0 pixels"),
+        (14, b"\xff\x7f", "16383 cuts"),
+        (15, b"\x0c", "cuts at frames \\[12\\] of 11"),
     ],
 )
 def test_hostile_anchors_are_refused(offset, value, message):
@@ -176,7 +181,51 @@ def test_hostile_anchors_are_refused(offset, value, message):
     data = write_segment(info, make_anchored(info), sequence=1, start_frame=0)
     at = read_fragment(data).sample_ranges[0][0] + 4
     gaps = [0, 1 << 1 | 1, 1 << 1, 2 << 1 | 1, 2 << 1, 3 << 1 | 1, 1 << 1]
-    assert data[at + 1 : at + 14] == bytes([0xE5, 7, *gaps, 3, 5, 1, 3])
+    assert data[at + 1 : at + 16] == bytes([0xE5, 0, 7, *gaps, 3, 5, 8, 1, 3])
+    other = bytearray(data)
+    other[at + offset : at + offset + len(value)] = value
+    with pytest.raises(BitstreamError, match=message):
+        read_segment(info, reseal(info, bytes(other)))
+
+
+def make_even(info):
+    """Return a segment of 14 frames with key prompts at 4 and 9, a cut at frame 6, and anchors no more than 2 apart."""
+    segment = make_segment(info, offsets=(0, 9))
+    keys = (replace(segment.keys[0], frame_offset=4), segment.keys[1])
+    field = np.random.default_rng(1).integers(-3, 4, (8, 2, 3, 5)).astype(np.int16)
+    return Segment(14, segment.u_scale, segment.v_scale, keys, field, (0, 2, 5, 6, 8, 11, 13), (6,), 2.5)
+
+
+def test_even_anchors_are_not_listed():
+    info = make_info()
+    segment = make_even(info)
+    assert segment.all_anchors.tolist() == [0, 2, 4, 5, 6, 8, 9, 11, 13]
+    data = write_segment(info, segment, sequence=1, start_frame=0)
+    at = read_fragment(data).sample_ranges[0][0] + 4
+    assert data[at + 1] & 0xF0 == 0xE0
+    assert data[at + 2 : at + 11] == bytes([2, 2, 4, 5, 3, 5, 20, 1, 6])
+    assert read_segment(info, data) == segment
+    for interval in (1, 3, 50):  # the last is written as the largest gap that it leaves
+        places = motion_anchors(segment.offsets, 14, interval, (6,))
+        anchors = tuple(np.setdiff1d(places, segment.offsets).tolist())
+        other = replace(segment, motion=np.zeros((len(places) - 1, 2, 3, 5), np.int16), anchors=anchors)
+        assert read_segment(info, write_segment(info, other, sequence=1, start_frame=0)) == other
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (1, b"\xcf", "anchors of motion, expected with motion"),
+        (3, b"\x03\x04\x05\x05\x03\x05", r"key prompts at frames \(4, 9, 14\)"),
+        (5, b"\x7f", r"\(4, 131\), cuts at \(6,\), of 14 frames"),
+        (10, b"\x0e", r"cuts at \(14,\), of 14 frames"),
+        (5, b"\x00", "two key prompts at one frame"),
+    ],
+)
+def test_hostile_even_anchors_are_refused(offset, value, message):
+    info = make_info()
+    data = write_segment(info, make_even(info), sequence=1, start_frame=0)
+    at = read_fragment(data).sample_ranges[0][0] + 4
     other = bytearray(data)
     other[at + offset : at + offset + len(value)] = value
     with pytest.raises(BitstreamError, match=message):
@@ -371,7 +420,7 @@ def test_messages_say_what_was_found():
     data = write_segment(info, make_segment(info), sequence=1, start_frame=0)
     at = read_fragment(data).sample_ranges[0][0] + 4
     for offset, value, message in (
-        (0, b"\x09", "segment: version 9, but this build reads version 3"),
+        (0, b"\x09", "segment: version 9, but this build reads version 4"),
         (2, b"\x00", "0 key prompts"),
         (2, b"\xff\x7f", "16383 key prompts"),
         (3, b"\x00", "two key prompts at one frame"),
@@ -385,7 +434,7 @@ def test_messages_say_what_was_found():
             read_segment(info, reseal(info, bytes(other)))
 
 
-@pytest.mark.parametrize("make", [make_segment, make_anchored])
+@pytest.mark.parametrize("make", [make_segment, make_anchored, make_even])
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_resealed_nonsense_is_refused_or_decodes(make, data):
@@ -418,7 +467,7 @@ def test_huge_lengths_do_not_allocate():
 
 def test_a_bomb_of_key_prompts_is_refused():
     info = make_info(rank=1024, tokens=1024, width=1024, grid=(0, 0))
-    sample = bytes([3, 0, 20, *[1] * 19]) + bytes(8)
+    sample = bytes([4, 0, 20, *[1] * 19]) + bytes(8)
     data = write_fragment_head(1, 0, [20 * 1001], [4 + len(sample)]) + bytes(4) + sample
     with pytest.raises(BitstreamError, match="20 key prompts of rank 1024: 41943040 codes, at most 4194304"):
         read_segment(info, reseal(info, data))
